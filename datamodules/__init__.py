@@ -1,0 +1,1 @@
+"""From prompts to batches: tasks, rollouts, weights and length buckets."""

@@ -1,0 +1,171 @@
+"""Which rows go into which optimiser step, micro-batch and process, and how they become tensors.
+
+Axes: N rows, G groups, P prompts, S prompt tokens, B rows of a batch, T response tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from datamodules.rows import Rows, rows_by_prompt
+from dinado.batch import RolloutBatch
+from dinado.errors import ConfigError
+from dinado.models.base_lm import BaseLM
+from dinado.prompt import Prompt
+from dinado.seeding import generator
+
+
+class BatchPlan:
+    """An endless sequence of optimiser steps over some rows, the same on any number of processes.
+
+    An epoch is every row once: the rows of each prompt, shuffled, are cut into groups; the groups are shuffled and
+    laid end to end; steps are cut from epoch after epoch without regard to where one ends. What is left of an epoch
+    opens the next step.
+
+    Args:
+        rows: where ``use_N`` points into.
+        use_N: rows that take part.
+        batch_size: rows in an optimiser step.
+        rows_per_prompt: largest group of rows of one prompt.
+        seed: names the random streams.
+    """
+
+    def __init__(self, rows: Rows, use_N: np.ndarray, batch_size: int, rows_per_prompt: int, seed: int) -> None:
+        self._use_N = use_N
+        self._prompt_N = rows.prompt_index_N[use_N]
+        self._length_N = rows.length_N[use_N]
+        self._batch_size = batch_size
+        self._rows_per_prompt = rows_per_prompt
+        self._seed = seed
+        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
+
+    def step(self, index: int) -> np.ndarray:
+        """The ``batch_size`` rows of an optimiser step, groups side by side, short responses first."""
+        stream = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
+        epochs, offsets = stream // len(self._use_N), stream % len(self._use_N)
+        row_B = np.empty(len(stream), dtype=np.int64)
+        group_B = np.empty((len(stream), 2), dtype=np.int64)
+        for epoch in np.unique(epochs):
+            here = epochs == epoch
+            order_N, group_N = self._epoch(int(epoch))
+            row_B[here] = order_N[offsets[here]]
+            group_B[here] = np.stack([epochs[here], group_N[offsets[here]]], 1)
+        # Similar lengths share a micro-batch, which saves padding and changes no sum over the step.
+        _, group_B = np.unique(group_B, axis=0, return_inverse=True)
+        longest_G = np.zeros(group_B.max() + 1, dtype=np.int64)
+        np.maximum.at(longest_G, group_B, self._length_N[row_B])
+        return self._use_N[row_B[np.lexsort((group_B, longest_G[group_B]))]]
+
+    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
+        """Positions in ``use_N`` in the order of this epoch, and the number of the group each belongs to."""
+        stream = generator(self._seed, "batches", epoch)
+        shuffled_N = torch.randperm(len(self._use_N), generator=stream).numpy()
+        size = self._rows_per_prompt
+        groups = [
+            shuffled_N[rows_K[start : start + size]]
+            for rows_K in rows_by_prompt(self._prompt_N[shuffled_N])
+            for start in range(0, len(rows_K), size)
+        ]
+        groups = [groups[g] for g in torch.randperm(len(groups), generator=stream).tolist()]
+        return np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+
+def accumulation(batch_size: int, micro_batch: int | None, world_size: int) -> int:
+    """Micro-batches that one process contributes to an optimiser step.
+
+    Args:
+        micro_batch: rows in a micro-batch; None gives each process its whole share at once.
+
+    Raises:
+        ConfigError: the step cannot be shared out evenly.
+    """
+    if batch_size % world_size:
+        raise ConfigError(f"optim.batch_size={batch_size} is not a multiple of the {world_size} processes; change it")
+    share = batch_size // world_size
+    if micro_batch is None:
+        return 1
+    if share % micro_batch:
+        raise ConfigError(
+            f"optim.micro_batch={micro_batch} does not divide the {share} rollouts a process gets of "
+            f"optim.batch_size={batch_size}; choose a divisor"
+        )
+    return share // micro_batch
+
+
+def split_step(row_N: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:
+    """The micro-batches of one process; neighbours in length go to different processes, so that none waits long."""
+    return np.split(row_N, world_size * micro_batches)[rank::world_size]
+
+
+def held_out_batches(prompt_index_N: np.ndarray, rank: int, world_size: int, rows: int) -> list[np.ndarray | None]:
+    """Whole prompts, each on one process, in batches of about ``rows`` rows; None fills up so that all have as many.
+
+    The i-th prompt belongs to process ``i % world_size``.
+    """
+    by_prompt = rows_by_prompt(prompt_index_N)
+    prompts = max(1, rows // max(map(len, by_prompt)))
+    mine = by_prompt[rank::world_size]
+    count = -(-len(by_prompt[::world_size]) // prompts)
+    chunks = [mine[index * prompts : (index + 1) * prompts] for index in range(count)]
+    return [np.concatenate(chunk) if chunk else None for chunk in chunks]
+
+
+class EncodedPrompts:
+    """Token ids ``[L]`` of a task's prompts by position, each encoded when it is first asked for."""
+
+    def __init__(self, base: BaseLM, prompts: Sequence[Prompt]) -> None:
+        self._base = base
+        self._prompts = prompts
+        self._ids: dict[int, Tensor] = {}
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index not in self._ids:
+            self._ids[index] = self._base.encode_prompts([self._prompts[index]])[0][0]
+        return self._ids[index]
+
+
+def collate(
+    rows: Rows,
+    row_B: Sequence[int] | np.ndarray,
+    encoded: EncodedPrompts,
+    pad_id: int,
+    weight_total: float,
+) -> RolloutBatch:
+    """Tensors of some rows: prompts left-padded and stored once, responses right-padded.
+
+    Args:
+        weight_total: sum of the weights of the whole optimiser step.
+    """
+    row_B = np.asarray(row_B)
+    prompt_index_P, prompt_of_row_B = np.unique(rows.prompt_index_N[row_B], return_inverse=True)
+    prompts = [encoded[int(index)] for index in prompt_index_P]
+    prompt_ids_PS, prompt_mask_PS = _pad(prompts, pad_id, left=True)
+    pairs = [rows.response(int(row)) for row in row_B]
+    response_BT, response_mask_BT = _pad([torch.from_numpy(tokens.astype(np.int64)) for tokens, _ in pairs], pad_id)
+    log_p_BT, _ = _pad([torch.tensor(log_p, dtype=torch.float32) for _, log_p in pairs], 0.0)
+    return RolloutBatch(
+        prompt_ids_PS=prompt_ids_PS,
+        prompt_mask_PS=prompt_mask_PS,
+        prompt_of_row_B=torch.from_numpy(prompt_of_row_B),
+        response_BT=response_BT,
+        response_mask_BT=response_mask_BT,
+        log_p_BT=log_p_BT,
+        score_B=torch.from_numpy(rows.score_N[row_B]),
+        weight_B=torch.from_numpy(rows.weight_N[row_B]),
+        root_B=torch.from_numpy(rows.root_N[row_B]),
+        prompt_index_P=torch.from_numpy(prompt_index_P.astype(np.int64)),
+        weight_total=weight_total,
+    )
+
+
+def _pad(sequences: list[Tensor], fill: float, left: bool = False) -> tuple[Tensor, Tensor]:
+    """Sequences of different lengths as one matrix, and the mask of what is real."""
+    side = "left" if left else "right"
+    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=fill, padding_side=side)
+    ones = [torch.ones(len(sequence), dtype=torch.long) for sequence in sequences]
+    return padded, torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)

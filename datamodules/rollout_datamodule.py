@@ -1,0 +1,222 @@
+"""From finished rollout stores to batches: reads, weighs, serves. Nothing here runs a model.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from lightning import LightningDataModule
+
+from datamodules.batching import BatchPlan, EncodedPrompts, accumulation, collate, held_out_batches, split_step
+from datamodules.references import rows_of_references
+from datamodules.rows import Rows, rows_of_rollouts, weight_summary
+from datamodules.stores import train_store, uses_rollouts, val_store
+from datamodules.tasks import Task
+from dinado.batch import RolloutBatch
+from dinado.errors import CheckpointError, DataError
+from dinado.models.base_lm import BaseLM
+from dinado.rollouts.table import store_summary
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+
+log = logging.getLogger(__name__)
+
+POSITIVE_ABOVE = 0.5
+"""Score above which a rollout is imitated."""
+
+
+class TrainLoader:
+    """The micro-batches of one process, from the optimiser step that training has reached to the last one.
+
+    Its length counts them all, also those before the start: Lightning counts on from where a checkpoint was.
+    """
+
+    def __init__(
+        self, data: RolloutDataModule, plan: BatchPlan, micro_batches: int, rank: int, world_size: int
+    ) -> None:
+        self._data = data
+        self._plan = plan
+        self._micro_batches = micro_batches
+        self._rank = rank
+        self._world_size = world_size
+
+    def __len__(self) -> int:
+        return self._data.config.optim.steps * self._micro_batches
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        for step in range(self._data.steps_done, self._data.config.optim.steps):
+            row_N = self._plan.step(step)
+            weight_total = float(self._data.rows.weight_N[row_N].sum(dtype=np.float64))
+            parts = split_step(row_N, self._rank, self._world_size, self._micro_batches)
+            for index, row_B in enumerate(parts):
+                # Counted when the last one leaves: a checkpoint is taken before the next one is asked for.
+                if index + 1 == len(parts):
+                    self._data.steps_done = step + 1
+                yield self._data.train_batch(row_B, weight_total)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Nothing: the position is in the data module's state, but Lightning warns about loaders without one."""
+        return {}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """See :meth:`RolloutDataModule.load_state_dict`."""
+
+
+class HeldOutLoader:
+    """Every held-out rollout once over all processes, whole prompts together; as many batches on each process.
+
+    ``weight_total`` is the sum of the batch's own weights, and 0 on a filler.
+    """
+
+    def __init__(self, data: RolloutDataModule, batches: list[np.ndarray | None]) -> None:
+        self._data = data
+        self._batches = batches
+
+    def __len__(self) -> int:
+        return len(self._batches)
+
+    def __iter__(self) -> Iterator[RolloutBatch]:
+        return map(self._data.val_batch, self._batches)
+
+
+class RolloutDataModule(LightningDataModule):
+    """Serves :class:`RolloutBatch` objects from the stores of a run, which have to be complete.
+
+    Needs ``Trainer(use_distributed_sampler=False, accumulate_grad_batches=data.accumulation)``.
+
+    Args:
+        config: ``optim``, ``rollouts``, ``targets``, ``eval``, ``data`` and the method decide what is served.
+        base: encodes prompts; its weights are not used.
+        task: prompts and the oracle whose scores are read.
+
+    Attributes:
+        rows: training rows, once set up.
+        summary: numbers about them under their ``rollouts/`` and ``weights/`` names.
+        steps_done: optimiser steps served so far; saved in checkpoints and restored from them.
+    """
+
+    def __init__(self, config: Config, base: BaseLM, task: Task) -> None:
+        super().__init__()
+        self.config = config
+        self.task = task
+        self.steps_done = 0
+        self.summary: dict[str, float] = {}
+        self._base = base
+        self._train_prompts = EncodedPrompts(base, task.train_prompts)
+        self._val_prompts = EncodedPrompts(base, task.val_prompts)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Open the stores that this stage reads.
+
+        Raises:
+            StoreError: a store is not complete.
+            DataError: too few rows to fill an optimiser step, or no held-out rollout at all.
+        """
+        config = self.config
+        val = val_store(config, self._base, self.task).read()
+        if not len(val):
+            raise DataError("every held-out rollout was cut off and left out; raise rollouts.max_new_tokens")
+        self.val_rows = rows_of_rollouts(val, importance=False)
+        if stage not in (None, "fit"):
+            return
+        self.steps_done = 0
+        self.rows = self._train_rows()
+        use_N = np.arange(len(self.rows))
+        if config.method == "sft" and uses_rollouts(config):
+            use_N = np.flatnonzero(self.rows.score_N > POSITIVE_ABOVE)
+        self._check_enough(len(use_N))
+        optim = config.optim
+        self._plan = BatchPlan(self.rows, use_N, optim.batch_size, optim.rows_per_prompt, config.seed)
+
+    @property
+    def accumulation(self) -> int:
+        """Micro-batches of one process in an optimiser step."""
+        return accumulation(self.config.optim.batch_size, self.config.optim.micro_batch, self._place()[1])
+
+    def train_dataloader(self) -> TrainLoader:
+        """Micro-batches up to ``optim.steps``."""
+        return TrainLoader(self, self._plan, self.accumulation, *self._place())
+
+    def val_dataloader(self) -> HeldOutLoader:
+        """Every held-out rollout once."""
+        rank, world_size = self._place()
+        rows = self.config.optim.batch_size // (world_size * self.accumulation)
+        return HeldOutLoader(self, held_out_batches(self.val_rows.prompt_index_N, rank, world_size, rows))
+
+    def state_dict(self) -> dict[str, Any]:
+        """How far training has come, and what that position refers to."""
+        return {"steps_done": self.steps_done, **self._order()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Go on after the saved optimiser step.
+
+        Raises:
+            CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
+        """
+        for name, value in self._order().items():
+            if state_dict[name] != value:
+                raise CheckpointError(
+                    f"the checkpoint was made with {name}={state_dict[name]} and this run has {value}, so it cannot "
+                    "go on with the same batches; restore that setting or start a new run"
+                )
+        self.steps_done = state_dict["steps_done"]
+
+    def train_batch(self, row_B: np.ndarray, weight_total: float) -> RolloutBatch:
+        """Some training rows as tensors."""
+        return collate(self.rows, row_B, self._train_prompts, self._base.pad_id, weight_total)
+
+    def val_batch(self, row_B: np.ndarray | None) -> RolloutBatch:
+        """Some held-out rows as tensors, or a filler."""
+        rows = self.val_rows
+        if row_B is not None:
+            weight_total = float(rows.weight_N[row_B].sum(dtype=np.float64))
+            return collate(rows, row_B, self._val_prompts, self._base.pad_id, weight_total)
+        filler = collate(rows, [0], self._val_prompts, self._base.pad_id, 0.0)
+        filler.weight_B.zero_()
+        return filler
+
+    def _train_rows(self) -> Rows:
+        config = self.config
+        if not uses_rollouts(config):
+            return rows_of_references(self.task.train_prompts, self._base)
+        rollouts = train_store(config, self._base, self.task).read()
+        rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
+        if len(rows):
+            self.summary = store_summary(rollouts, weight_summary(rows))
+            log.info("training rollouts: %s", ", ".join(f"{name} {value:.3g}" for name, value in self.summary.items()))
+        return rows
+
+    def _check_enough(self, count: int) -> None:
+        """An optimiser step never holds a row twice."""
+        if count >= self.config.optim.batch_size:
+            return
+        name, fix = "training rollouts", "raise rollouts.per_prompt or data.train_prompts"
+        if self.config.method == "sft" and uses_rollouts(self.config):
+            name = f"of {len(self.rows)} training rollouts that the oracle accepts"
+        elif not uses_rollouts(self.config):
+            name, fix = "references", "raise data.train_prompts"
+        raise DataError(
+            f"there are {count} {name}, fewer than optim.batch_size={self.config.optim.batch_size}; {fix}, or lower "
+            "optim.batch_size"
+        )
+
+    def _order(self) -> dict[str, Any]:
+        """Settings that decide which rows the next micro-batch holds."""
+        optim = self.config.optim
+        return {
+            "seed": self.config.seed,
+            "optim.batch_size": optim.batch_size,
+            "optim.rows_per_prompt": optim.rows_per_prompt,
+            "micro-batches in a step": self.accumulation,
+            "training rows": len(self.rows),
+        }
+
+    def _place(self) -> tuple[int, int]:
+        """Rank and number of processes."""
+        return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,0 +1,71 @@
+"""Training rows: what batches are made of, wherever it comes from.
+
+Axes: N rows, K rows of one prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from dinado.objectives.weights import WeightSummary, importance_weights, smoothed_root, summarise_weights
+from dinado.rollouts.table import Rollouts
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Responses with their targets, tokens read only when asked for.
+
+    Attributes:
+        prompt_index_N: position of the prompt in the task's list.
+        length_N: tokens in the response.
+        score_N, weight_N, root_N: oracle score, importance weight and R(c), see ``RolloutBatch``.
+        response: row -> (token ids, log-probabilities under the base).
+    """
+
+    prompt_index_N: np.ndarray
+    length_N: np.ndarray
+    score_N: np.ndarray
+    weight_N: np.ndarray
+    root_N: np.ndarray
+    response: Callable[[int], tuple[np.ndarray, np.ndarray]]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self.prompt_index_N)
+
+
+def rows_of_rollouts(rollouts: Rollouts, *, importance: bool, clip: float = 0.0) -> Rows:
+    """Rows with a weight and a success rate per prompt.
+
+    Args:
+        importance: weigh by p / s instead of equally.
+        clip: largest importance weight relative to the mean of its prompt; 0 never clips.
+    """
+    weight_N = np.ones(len(rollouts), dtype=np.float32)
+    root_N = np.zeros(len(rollouts), dtype=np.float32)
+    for rows_K in rows_by_prompt(rollouts.prompt_index_N):
+        if importance:
+            log_p_K, log_s_K = torch.tensor(rollouts.log_p_N[rows_K]), torch.tensor(rollouts.log_s_N[rows_K])
+            weight_N[rows_K] = importance_weights(log_p_K, log_s_K, clip).numpy()
+        root_N[rows_K] = smoothed_root(torch.tensor(rollouts.score_N[rows_K]), torch.tensor(weight_N[rows_K]))
+    return Rows(rollouts.prompt_index_N, rollouts.length_N, rollouts.score_N, weight_N, root_N, rollouts.response)
+
+
+def weight_summary(rows: Rows) -> WeightSummary:
+    """Weights are relative to their prompt: mean over prompts of the ESS fraction, largest share of any prompt."""
+    summaries = [summarise_weights(torch.tensor(rows.weight_N[k])) for k in rows_by_prompt(rows.prompt_index_N)]
+    return WeightSummary(
+        ess_fraction=float(np.mean([summary.ess_fraction for summary in summaries])),
+        max_share=max(summary.max_share for summary in summaries),
+    )
+
+
+def rows_by_prompt(prompt_index_N: np.ndarray) -> list[np.ndarray]:
+    """Row numbers of each prompt that has any, by prompt index, in order."""
+    order_N = np.argsort(prompt_index_N, kind="stable")
+    changes = np.flatnonzero(np.diff(prompt_index_N[order_N])) + 1
+    return np.split(order_N, changes) if len(order_N) else []

@@ -1,0 +1,128 @@
+"""Texts sampled for held-out prompts, with everything that is measured on them.
+
+Axes: P prompts, K samples a prompt, N = P * K rows grouped by prompt.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch.nn.utils.rnn import pad_sequence
+
+from dinado.batch import RolloutBatch
+from dinado.models.base_lm import BaseLM
+from dinado.models.scores import adapters
+from dinado.oracles import Oracle
+from dinado.prompt import Prompt
+from dinado.rollouts.sampler import Decoder, Samples, sample
+from dinado.seeding import generator
+
+
+@dataclass
+class JudgedSamples:
+    """Samples and their verdicts.
+
+    Attributes:
+        prompts: the prompt of each row, N long.
+        texts: decoded responses.
+        finished: whether the response ended within the budget.
+        score: what the oracle said; 0 for an unfinished response unless those are judged too.
+        log_q, log_p: log-probability of the whole response under the sampled model and under the base, in nats.
+        num_tokens: response tokens.
+    """
+
+    prompts: list[Prompt] = field(default_factory=list)
+    texts: list[str] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    score: list[float] = field(default_factory=list)
+    log_q: list[float] = field(default_factory=list)
+    log_p: list[float] = field(default_factory=list)
+    num_tokens: list[int] = field(default_factory=list)
+
+    def per_prompt(self, values: Sequence[float]) -> list[list[float]]:
+        """Values regrouped by prompt, in order of first appearance."""
+        groups: dict[str, list[float]] = {}
+        for prompt, value in zip(self.prompts, values, strict=True):
+            groups.setdefault(prompt.id, []).append(value)
+        return list(groups.values())
+
+    def add(self, other: JudgedSamples) -> None:
+        """Append rows."""
+        for name, values in vars(other).items():
+            getattr(self, name).extend(values)
+
+
+def judge(oracle: Oracle, prompts: list[Prompt], texts: list[str], finished: list[bool], truncated: str) -> list[float]:
+    """Verdicts under the rule for truncated responses (`fail`, `score` or `drop`; dropped ones score 0 here)."""
+    asked = [i for i, done in enumerate(finished) if done or truncated == "score"]
+    score = [0.0] * len(texts)
+    if asked:
+        for i, value in zip(asked, oracle([prompts[i] for i in asked], [texts[i] for i in asked]).tolist(), strict=True):
+            score[i] = value
+    return score
+
+
+def sample_and_judge(
+    model: Any,
+    base: BaseLM,
+    oracle: Oracle,
+    prompts: Sequence[Prompt],
+    *,
+    per_prompt: int,
+    max_new_tokens: int,
+    truncated: str,
+    seed: int,
+    block: int = 8,
+    on_progress: Callable[[int], None] | None = None,
+) -> JudgedSamples:
+    """Sample ``per_prompt`` responses to every prompt from a model (the base itself, or a ControlledLM).
+
+    Blocks of prompts have their own random stream, so the result does not depend on what was sampled before.
+    """
+    temperature = base.temperature if model is base.model else 1.0
+    everything = JudgedSamples()
+    for start in range(0, len(prompts), block):
+        some = list(prompts[start : start + block])
+        ids_PS, mask_PS = (t.to(base.device) for t in base.encode_prompts(some))
+        samples = sample(
+            Decoder(model, temperature),
+            ids_PS,
+            mask_PS,
+            base.eos_ids,
+            per_prompt,
+            max_new_tokens,
+            generator(seed, "evaluation", start),
+        )
+        texts = [base.decode(tokens) for tokens in samples.tokens]
+        rows = [some[p] for p in samples.prompt_of]
+        log_q = [sum(values) for values in samples.log_p]
+        with adapters(base, on=False):
+            log_p = log_q if model is base.model else base.log_probs(_as_batch(ids_PS, mask_PS, samples)).sum(1).tolist()
+        score = judge(oracle, rows, texts, samples.finished, truncated)
+        lengths = [len(tokens) for tokens in samples.tokens]
+        everything.add(JudgedSamples(rows, texts, samples.finished, score, log_q, log_p, lengths))
+        if on_progress is not None:
+            on_progress(len(everything.texts))
+    return everything
+
+
+def _as_batch(ids_PS: torch.Tensor, mask_PS: torch.Tensor, samples: Samples) -> RolloutBatch:
+    device = ids_PS.device
+    tokens = [torch.tensor(t, device=device) for t in samples.tokens]
+    response_BT = pad_sequence(tokens, batch_first=True)
+    response_mask_BT = pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
+    one_B = torch.ones(len(tokens), device=device)
+    return RolloutBatch(
+        ids_PS,
+        mask_PS,
+        torch.tensor(samples.prompt_of, device=device),
+        response_BT,
+        response_mask_BT,
+        torch.zeros(response_BT.shape, device=device),
+        one_B,
+        one_B,
+        one_B / 2,
+    )

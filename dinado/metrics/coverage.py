@@ -1,0 +1,25 @@
+"""Coverage of concepts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dinado.metrics.success import WeightedMean
+from dinado.oracles.lexical import LexicalOracle
+from dinado.prompt import Prompt
+
+
+class MicroCoverage(WeightedMean):
+    """Concepts found over concepts asked for, both summed over all texts of all processes.
+
+    Softer than success, which asks for all concepts of a text at once.
+    """
+
+    def __init__(self, oracle: LexicalOracle) -> None:
+        super().__init__()
+        self.oracle = oracle
+
+    def update(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> None:  # type: ignore[override]
+        found, asked = self.oracle.coverage(prompts, texts)
+        self.num += found
+        self.den += asked

@@ -1,0 +1,140 @@
+"""Where scores come from: an oracle network beside the base, or adapters inside it.
+
+Both turn a batch into vocabulary statistics and the state a norm head may read, so a method never asks which of the
+two it trains. Axes: B rollouts, T response tokens, D and E widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from dinado.batch import RolloutBatch
+from dinado.models.base_lm import BaseLM
+from dinado.models.oracle_network import OracleNetwork
+from dinado.objectives.vocabulary import Link, VocabularyStatistics, token_log_probs, vocabulary_statistics
+
+
+class Needs(NamedTuple):
+    """What a method needs beyond log q, so that nothing else is computed.
+
+    Attributes:
+        maximum: the L-infinity norm of the scores.
+        support: take it over this many likeliest tokens; 0 takes the whole vocabulary.
+        base_states: the frozen base's hidden states.
+    """
+
+    maximum: bool = False
+    support: int = 0
+    base_states: bool = False
+
+
+class Scored(NamedTuple):
+    """A batch after the models have read it; ``base_state_BTD`` is None when nobody needed it."""
+
+    statistics: VocabularyStatistics
+    base_state_BTD: Tensor | None
+    own_state_BTE: Tensor
+
+
+class NetworkScores(nn.Module):
+    """Scores from an oracle network on the base's hidden states."""
+
+    def __init__(self, base: BaseLM, network: OracleNetwork, taps: list[float], link: Link) -> None:
+        super().__init__()
+        self.base = base
+        self.network = network
+        self.taps = taps
+        self.link = link
+
+    @property
+    def own_width(self) -> int:
+        """E, width of the trained states."""
+        return self.network.width
+
+    def forward(self, batch: RolloutBatch, needs: Needs = Needs()) -> Scored:
+        """Statistics of a batch; gradients reach the network only."""
+        states = self.base.states(batch, self.taps)
+        own_BTE = self.network.forward_batch(
+            states, batch.prompt_mask_PS, batch.prompt_of_row_B, batch.response_mask_BT
+        )
+        statistics = vocabulary_statistics(
+            states.hidden_BTD,
+            self.base.head,
+            self.network.score_hidden(own_BTE),
+            self.network.head(self.base.head),
+            batch.response_BT,
+            batch.response_mask_BT,
+            self.link,
+            maximum=needs.maximum,
+            support=needs.support,
+        )
+        return Scored(statistics, states.hidden_BTD, own_BTE)
+
+
+class PolicyScores(nn.Module):
+    """Scores log q - log p from a policy: the base with adapters (one copy of the weights), or a full copy.
+
+    Args:
+        base: the frozen base. With LoRA, adapters are injected into its model and switched on for the policy only.
+        policy: what runs the policy: the same BaseLM when adapters live in it, another one for a full copy.
+    """
+
+    def __init__(self, base: BaseLM, policy: BaseLM) -> None:
+        super().__init__()
+        self.base = base
+        self.policy = policy
+
+    @property
+    def own_width(self) -> int:
+        """Width of the policy's states."""
+        return self.policy.hidden_size
+
+    def forward(self, batch: RolloutBatch, needs: Needs = Needs()) -> Scored:
+        """Statistics of a batch; gradients reach the policy's trainable weights only."""
+        base_BTD: Tensor | None = None
+        if needs.maximum or needs.base_states:
+            with adapters(self.base, on=False):
+                base_BTD = self.base.states(batch).hidden_BTD
+        policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
+        tokens = (batch.response_BT, batch.response_mask_BT)
+        if needs.maximum:
+            statistics = vocabulary_statistics(
+                base_BTD, self.base.head, policy_BTD, self.policy.head, *tokens, "log_ratio", support=needs.support
+            )
+        else:
+            # A policy is normalised already and log p of the sampled tokens is on record: no pass over p's vocabulary.
+            log_q_BT = token_log_probs(policy_BTD, self.policy.head, *tokens)
+            log_p_BT = batch.log_p_BT * batch.response_mask_BT
+            statistics = VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None)
+        return Scored(statistics, base_BTD, policy_BTD)
+
+
+@contextmanager
+def adapters(lm: BaseLM, *, on: bool) -> Iterator[None]:
+    """Switch the adapters inside a model on or off for a while; nothing happens when it has none."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in lm.model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    # peft's own switch also toggles requires_grad, which DistributedDataParallel must not see change.
+    for layer in layers:
+        layer._disable_adapters = not on
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+def add_lora(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str | list[str]) -> list[nn.Parameter]:
+    """Inject LoRA adapters (Hu et al. 2021) through peft, zero at the start; returns their parameters."""
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    inject_adapter_in_model(config, base.model)
+    return [p for name, p in base.model.named_parameters() if "lora_" in name and p.requires_grad]

@@ -1,0 +1,1 @@
+"""Pure functions on tensors: vocabulary statistics, values of prefixes, losses, importance weights."""

@@ -1,0 +1,97 @@
+"""The oracle loss: cross entropies against the oracle's verdict, and forward consistency.
+
+With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) before it:
+
+* token cross entropy  sum_i BCE(R_i, C)           (NADO, Meng et al. 2022)
+* terminal cross entropy  BCE(R_T, C)              (DiNADO, Lu et al. 2024)
+* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1})
+* overflow  relu(log R)^2, for parameterisations that do not bound R by 1
+
+All are sums over a rollout, averaged over rollouts with importance weights. Axes: B rollouts, T response tokens.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from dinado.objectives.logspace import bernoulli_ce, bernoulli_kl
+from dinado.objectives.values import TokenValues
+
+
+@dataclass(frozen=True)
+class LossWeights:
+    """Which terms count, and how much; the fields are those of the configuration's `objective` section."""
+
+    token_ce: float = 1.0
+    terminal_ce: float = 0.0
+    regulariser: float = 0.5
+    direction: Literal["expected_first", "predicted_first"] = "expected_first"
+    detach: Literal["none", "expected", "predicted"] = "none"
+    overflow: float = 1.0
+    masks: Literal["correct", "official"] = "correct"
+
+
+@dataclass
+class OracleLoss:
+    """Terms of the loss for each rollout, ``[B]`` in nats, before weighting over rollouts."""
+
+    total_B: Tensor
+    token_ce_B: Tensor
+    terminal_ce_B: Tensor
+    consistency_B: Tensor
+    num_links_B: Tensor
+
+
+def oracle_loss(
+    values: TokenValues, score_B: Tensor, mask_BT: Tensor, finished_B: Tensor | None, weights: LossWeights
+) -> OracleLoss:
+    """Loss of every rollout.
+
+    Args:
+        score_B: oracle scores C.
+        mask_BT: 1 where a response token is real, the end-of-sequence token included.
+        finished_B: whether the last real token is the end of sequence; needed by the official masks only.
+    """
+    rows_BT, links_BT = _masks(mask_BT, finished_B, weights.masks)
+    log_r_BT = values.log_r_BT.float()
+    ce_BT = bernoulli_ce(log_r_BT, score_B[:, None].to(log_r_BT.dtype)) * rows_BT
+    terminal_BT = rows_BT * (rows_BT.flip(1).cumsum(1).flip(1) == 1)
+    # links_BT[i] ties the value before token i to the value after token i - 1.
+    expected_BT, predicted_BT = values.log_v_BT[:, 1:].float(), log_r_BT[:, :-1]
+    consistency_B = (_consistency(expected_BT, predicted_BT, weights) * links_BT[:, 1:]).sum(1)
+    token_ce_B, terminal_ce_B = ce_BT.sum(1), (ce_BT * terminal_BT).sum(1)
+    overflow_B = (log_r_BT.clamp_min(0.0).square() * rows_BT).sum(1)
+    total_B = (
+        weights.token_ce * token_ce_B
+        + weights.terminal_ce * terminal_ce_B
+        + weights.regulariser * consistency_B
+        + weights.overflow * overflow_B
+    )
+    return OracleLoss(total_B, token_ce_B, terminal_ce_B, consistency_B, links_BT[:, 1:].sum(1))
+
+
+def _consistency(expected: Tensor, predicted: Tensor, weights: LossWeights) -> Tensor:
+    if weights.detach == "expected":
+        expected = expected.detach()
+    elif weights.detach == "predicted":
+        predicted = predicted.detach()
+    first, second = (expected, predicted) if weights.direction == "expected_first" else (predicted, expected)
+    return bernoulli_kl(first, second)
+
+
+def _masks(mask_BT: Tensor, finished_B: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
+    """Rows that enter the cross entropies, and rows whose V is tied to the row before."""
+    rows_BT = mask_BT.float()
+    if kind == "official":
+        if finished_B is None:
+            raise ValueError("the official masks need to know which rollouts are finished")
+        # The published loop drops the end-of-sequence row, and its unshifted mask drops the row of the first token.
+        is_last_BT = rows_BT.flip(1).cumsum(1).flip(1) == 1
+        rows_BT = rows_BT * ~(is_last_BT & (rows_BT > 0) & finished_B.bool()[:, None])
+        rows_BT = torch.cat([torch.zeros_like(rows_BT[:, :1]), rows_BT[:, 1:]], 1)
+    links_BT = torch.cat([torch.zeros_like(rows_BT[:, :1]), rows_BT[:, 1:] * rows_BT[:, :-1]], 1)
+    return rows_BT, links_BT

@@ -1,0 +1,90 @@
+"""Stable hashes of settings and code, equal in every process and on every machine.
+
+Python's own ``hash`` is salted per process and ``pickle`` depends on the order of sets, so values are walked
+and written out in one canonical form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import pickle
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dinado.errors import OracleError
+
+_PACKAGE = __name__.partition(".")[0]
+
+
+def digest(*values: Any) -> str:
+    """A hexadecimal SHA-256 over values: numbers, strings, containers, tensors, modules, dataclasses, code.
+
+    Raises:
+        OracleError: a value is of a kind that can be neither walked nor pickled.
+    """
+    return hashlib.sha256(_canonical(values)).hexdigest()
+
+
+def source_of(value: Callable[..., Any] | ModuleType) -> bytes:
+    """The whole file of a module, or of the module that defines a function or class; nothing for this package.
+
+    The file rather than the definition: what a user's oracle does also depends on the helpers and constants
+    around it. Code of this package is identified by its name and settings, so that upgrades keep old rollouts.
+    Code without a file counts by its source, if the interpreter remembers it (a notebook).
+    """
+    module_name = value.__name__ if isinstance(value, ModuleType) else value.__module__ or ""
+    if module_name.partition(".")[0] == _PACKAGE:
+        return b""
+    try:
+        return Path(inspect.getsourcefile(value) or "").read_bytes()
+    except (OSError, TypeError):
+        pass
+    try:
+        return inspect.getsource(value).encode()
+    except (OSError, TypeError):
+        return b""
+
+
+def _canonical(value: Any) -> bytes:
+    """Type, length and content of a value; the length keeps neighbouring values apart."""
+    content = _content(value)
+    return f"{type(value).__qualname__}:{len(content)}:".encode() + content
+
+
+def _content(value: Any) -> bytes:
+    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
+        return repr(value).encode()
+    if isinstance(value, Mapping):
+        return b"".join(sorted(_canonical(key) + _canonical(item) for key, item in value.items()))
+    if isinstance(value, (list, tuple)):
+        return b"".join(map(_canonical, value))
+    if isinstance(value, (set, frozenset)):
+        return b"".join(sorted(map(_canonical, value)))
+    if isinstance(value, re.Pattern):
+        return _canonical((value.pattern, value.flags))
+    if isinstance(value, Tensor):
+        raw = value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes()
+        return f"{value.dtype}{tuple(value.shape)}".encode() + raw
+    if isinstance(value, nn.Module):
+        return _canonical(dict(value.state_dict())) + source_of(type(value))
+    if isinstance(value, type) or inspect.isroutine(value):
+        return f"{value.__module__}:{value.__qualname__}".encode() + source_of(value)
+    if isinstance(own := getattr(value, "fingerprint", None), str):
+        return own.encode()
+    if dataclasses.is_dataclass(value):
+        return _canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+    try:
+        return pickle.dumps(value, protocol=4)
+    except Exception as error:
+        raise OracleError(
+            f"cannot fingerprint a {type(value).__name__}: {error}; define settings() on the oracle and return "
+            "plain values that change when its behaviour does"
+        ) from error

@@ -1,0 +1,33 @@
+"""Length."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dinado.errors import OracleError
+from dinado.oracles.base import Oracle
+from dinado.prompt import Prompt
+
+
+class LengthOracle(Oracle):
+    """1 if the text has ``min_words`` to ``max_words`` words, both included, else 0.
+
+    A word is what stands between white space and holds a letter or digit.
+
+    Raises:
+        OracleError: the bounds exclude nothing or everything.
+    """
+
+    def __init__(self, min_words: int = 0, max_words: int | None = None) -> None:
+        if min_words <= 0 and max_words is None:
+            raise OracleError("the length oracle accepts every text; set oracle.min_words or oracle.max_words")
+        if max_words is not None and max_words < max(min_words, 0):
+            raise OracleError(f"oracle.max_words={max_words} is less than oracle.min_words={min_words}; no text fits")
+        self.min_words = min_words
+        self.max_words = max_words
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return [float(self._fits(sum(any(map(str.isalnum, word)) for word in text.split()))) for text in texts]
+
+    def _fits(self, num_words: int) -> bool:
+        return num_words >= self.min_words and (self.max_words is None or num_words <= self.max_words)

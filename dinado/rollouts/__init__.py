@@ -1,0 +1,1 @@
+"""Proposals, sampling, and the on-disk store of rollouts."""

@@ -1,0 +1,151 @@
+"""Fill a rollout store: sample what is missing, ask the oracle, block by block.
+
+Every block has its own random stream, so the content depends neither on the number of processes nor on where an
+earlier attempt was stopped.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from dinado.rollouts.sampler import Decoder, sample
+from dinado.rollouts.store import RolloutStore
+from dinado.rollouts.table import store_summary
+from dinado.seeding import generator
+
+if TYPE_CHECKING:
+    from dinado.models.base_lm import BaseLM
+    from dinado.oracles import Oracle
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Progress:
+    """How far one process is with its share of a store, this attempt only.
+
+    Attributes:
+        done, total: rollouts.
+        tokens: response tokens sampled.
+        seconds: since the start.
+    """
+
+    total: int
+    done: int = 0
+    tokens: int = 0
+    seconds: float = 0.0
+
+    @property
+    def rollouts_per_s(self) -> float:
+        """Rollouts sampled and judged a second."""
+        return self.done / max(self.seconds, 1e-9)
+
+    @property
+    def tokens_per_s(self) -> float:
+        """Response tokens a second."""
+        return self.tokens / max(self.seconds, 1e-9)
+
+
+def collect(
+    base: BaseLM,
+    oracle: Oracle,
+    store: RolloutStore,
+    *,
+    rank: int = 0,
+    world_size: int = 1,
+    on_progress: Callable[[Progress], None] | None = None,
+) -> Progress:
+    """Make the blocks of ``store`` that are missing and belong to this process.
+
+    Process ``rank`` of ``world_size`` owns the blocks ``rank, rank + world_size, ...`` and does not wait for the
+    others (:meth:`RolloutStore.wait`). Once the store is complete, one line says what is in it. Whatever stops this
+    early, an oracle that raises included, blocks that were sampled stay.
+
+    Raises:
+        OracleError: from the oracle.
+        StoreError: the disk refuses.
+    """
+    missing = [block for block in store.missing_blocks() if block % world_size == rank]
+    progress = Progress(total=sum(len(store.spec.block(block)) for block in missing) * store.spec.per_prompt)
+    start = time.monotonic()
+    for block in missing:
+        if not store.has_texts(block):
+            progress.tokens += _sample_block(base, store, block)
+        _score_block(oracle, store, block)
+        progress.done += len(store.spec.block(block)) * store.spec.per_prompt
+        progress.seconds = time.monotonic() - start
+        if on_progress is not None:
+            on_progress(progress)
+    if store.is_complete():
+        _report(store)
+    return progress
+
+
+def _sample_block(base: BaseLM, store: RolloutStore, block: int) -> int:
+    """Sample and store the texts of a block; returns the number of tokens."""
+    spec = store.spec
+    ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
+    samples = sample(
+        Decoder(base.model, base.temperature),
+        ids_PS.to(base.device),
+        mask_PS.to(base.device),
+        base.eos_ids,
+        spec.per_prompt,
+        spec.max_new_tokens,
+        generator(spec.seed, "rollouts", spec.split, store.round, block),
+        spec.proposal,
+    )
+    store.write_texts(block, samples, [base.decode(tokens) for tokens in samples.tokens])
+    return sum(map(len, samples.tokens))
+
+
+def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
+    """Judge the stored texts of a block; a truncated one scores 0 unasked unless truncated ones are to be judged."""
+    table = store.read_texts(block)
+    asked_N = table["finished"].to_numpy() | (store.truncated == "score")
+    score_N = np.zeros(len(asked_N), dtype=np.float32)
+    if asked_N.any():
+        rows = asked_N.nonzero()[0]
+        positions, texts = table["prompt_index"].to_pylist(), table["text"].to_pylist()
+        scores = oracle([store.spec.prompts[positions[row]] for row in rows], [texts[row] for row in rows])
+        score_N[rows] = scores.cpu().numpy()
+    store.write_scores(block, score_N)
+
+
+def _report(store: RolloutStore) -> None:
+    rollouts = store.read()
+    numbers = store_summary(rollouts)
+    log.info(
+        "%s rollouts: %d for %d prompts, %.1f %% accepted, %.1f %% truncated, %.1f %% distinct (%s)",
+        store.spec.split,
+        len(rollouts),
+        len(store.spec.prompts),
+        100 * numbers["rollouts/success"],
+        100 * numbers["rollouts/truncated"],
+        100 * numbers["rollouts/distinct"],
+        store.folder,
+    )
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[Callable[[Progress], None]]:
+    """A bar with rates on the terminal; what it yields is an ``on_progress``."""
+    from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
+    from rich.progress import Progress as Bar
+
+    columns = (TextColumn(title), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[rate]}"))
+    with Bar(*columns, TimeRemainingColumn()) as bar:
+        task = bar.add_task(title, total=None, rate="")
+
+        def update(progress: Progress) -> None:
+            rate = f"{progress.rollouts_per_s:.1f} rollouts/s, {progress.tokens_per_s:.0f} tokens/s"
+            bar.update(task, total=progress.total, completed=progress.done, rate=rate)
+
+        yield update

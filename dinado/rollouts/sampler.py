@@ -1,0 +1,163 @@
+"""Sampling K responses to each prompt from any causal model, with log-probabilities recorded on the way.
+
+A prompt is encoded once and its keys and values are shared by its K responses; responses that have ended leave the
+batch. Axes: P prompts, S prompt tokens, K responses a prompt, N = P * K rows, V vocabulary.
+"""
+
+from __future__ import annotations
+
+import inspect
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from dinado.models.shared_prefix import positions_PS
+from dinado.rollouts.proposal import Proposal
+
+COMPACT_BELOW = 0.8
+"""Rows are dropped from the batch once fewer than this share are still being written."""
+
+
+@dataclass
+class Samples:
+    """Responses, grouped by prompt: rows ``p * K`` to ``p * K + K - 1`` answer prompt p.
+
+    Attributes:
+        tokens: token ids, the end-of-sequence token included when the response is finished.
+        log_p: log-probability of each token under the full distribution of the sampled model, in nats.
+        log_s: the same under the proposal, after temperature and truncation.
+        finished: whether the response ended within the budget.
+        prompt_of: index of the prompt.
+    """
+
+    tokens: list[list[int]] = field(default_factory=list)
+    log_p: list[list[float]] = field(default_factory=list)
+    log_s: list[list[float]] = field(default_factory=list)
+    finished: list[bool] = field(default_factory=list)
+    prompt_of: list[int] = field(default_factory=list)
+
+
+class Decoder:
+    """Next-token log-probabilities of a causal model, step by step, with one cache.
+
+    Args:
+        model: a transformers causal LM, a ControlledLM included.
+        temperature: divides its logits; for a base, the temperature that is part of p.
+    """
+
+    def __init__(self, model: Any, temperature: float = 1.0) -> None:
+        self.model = model
+        self.temperature = temperature
+        accepts = inspect.signature(model.forward).parameters
+        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
+
+    def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int) -> Tensor:
+        """Encode each prompt once, spread it over ``repeats`` rows; returns log-probabilities ``[P * repeats, V]``."""
+        self._cache = DynamicCache()
+        log_PV = self._forward(ids_PS, mask_PS, positions_PS(mask_PS))
+        rows_N = torch.arange(len(ids_PS), device=ids_PS.device).repeat_interleave(repeats)
+        self._cache.batch_select_indices(rows_N)
+        self._mask_NL = mask_PS[rows_N]
+        return log_PV[rows_N]
+
+    def step(self, tokens_N: Tensor) -> Tensor:
+        """Append one token to every row; returns log-probabilities ``[N, V]``."""
+        position_N1 = self._mask_NL.sum(1, keepdim=True)
+        self._mask_NL = torch.cat([self._mask_NL, torch.ones_like(self._mask_NL[:, :1])], 1)
+        return self._forward(tokens_N[:, None], self._mask_NL, position_N1)
+
+    def keep(self, rows_M: Tensor) -> None:
+        """Go on with these rows only."""
+        self._cache.batch_select_indices(rows_M)
+        self._mask_NL = self._mask_NL[rows_M]
+
+    def _forward(self, ids_NL: Tensor, mask_NL: Tensor, position_NL: Tensor) -> Tensor:
+        out = self.model(
+            ids_NL,
+            attention_mask=mask_NL,
+            position_ids=position_NL,
+            past_key_values=self._cache,
+            use_cache=True,
+            **self._last_only,
+        )
+        return (out.logits[:, -1].float() / self.temperature).log_softmax(1)
+
+
+@torch.no_grad()
+def sample(
+    decoder: Decoder,
+    ids_PS: Tensor,
+    mask_PS: Tensor,
+    eos_ids: tuple[int, ...],
+    num_samples: int,
+    max_new_tokens: int,
+    generator: torch.Generator,
+    proposal: Proposal | None = None,
+) -> Samples:
+    """Draw ``num_samples`` responses to each prompt.
+
+    Args:
+        ids_PS, mask_PS: left-padded prompts.
+        eos_ids: tokens that end a response.
+        max_new_tokens: budget; a response without an end by then is not finished.
+        generator: CPU stream. All uniform numbers are drawn at the start, so what one row gets does not depend on
+            when others finish.
+    """
+    proposal = proposal or Proposal()
+    num_rows = len(ids_PS) * num_samples
+    device = ids_PS.device
+    uniform_NT = torch.rand((num_rows, max_new_tokens), generator=generator, dtype=torch.float64).to(device)
+    eos = torch.tensor(eos_ids, device=device)
+    samples = Samples(
+        tokens=[[] for _ in range(num_rows)],
+        log_p=[[] for _ in range(num_rows)],
+        log_s=[[] for _ in range(num_rows)],
+        finished=[False] * num_rows,
+        prompt_of=[row // num_samples for row in range(num_rows)],
+    )
+    alive_N = torch.arange(num_rows, device=device)
+    open_N = torch.ones(num_rows, dtype=torch.bool, device=device)
+    log_p_NV = decoder.start(ids_PS, mask_PS, num_samples)
+    for step in range(max_new_tokens):
+        log_s_NV = proposal.log_probs(log_p_NV)
+        token_N = inverse_cdf(log_s_NV, uniform_NT[alive_N, step])
+        _record(samples, alive_N, open_N, token_N, log_p_NV, log_s_NV)
+        ended_N = torch.isin(token_N, eos)
+        for row in alive_N[open_N & ended_N].tolist():
+            samples.finished[row] = True
+        open_N = open_N & ~ended_N
+        if step + 1 == max_new_tokens or not open_N.any():
+            break
+        if open_N.float().mean() < COMPACT_BELOW:
+            rows = open_N.nonzero()[:, 0]
+            decoder.keep(rows)
+            alive_N, token_N, open_N = alive_N[rows], token_N[rows], open_N[rows]
+        log_p_NV = decoder.step(token_N)
+    return samples
+
+
+def inverse_cdf(log_s_NV: Tensor, uniform_N: Tensor) -> Tensor:
+    """The token at which the cumulative probability passes a uniform number; one number a row, not one a token."""
+    cdf_NV = log_s_NV.double().exp().cumsum(1)
+    target_N1 = (uniform_N * cdf_NV[:, -1])[:, None]
+    index_N = torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
+    # Rounding may point one past the last token that can be drawn.
+    last_N = cdf_NV.argmax(1)
+    return torch.minimum(index_N, last_N)
+
+
+def _record(
+    samples: Samples, alive_N: Tensor, open_N: Tensor, token_N: Tensor, log_p_NV: Tensor, log_s_NV: Tensor
+) -> None:
+    column = token_N[:, None]
+    log_p = log_p_NV.gather(1, column)[:, 0].tolist()
+    log_s = log_s_NV.gather(1, column)[:, 0].tolist()
+    tokens, still_open = token_N.tolist(), open_N.tolist()
+    for index, row in enumerate(alive_N.tolist()):
+        if still_open[index]:
+            samples.tokens[row].append(tokens[index])
+            samples.log_p[row].append(log_p[index])
+            samples.log_s[row].append(log_s[index])

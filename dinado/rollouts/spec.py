@@ -1,0 +1,92 @@
+"""What decides the content of a rollout store, and the names that follow from it."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
+
+from dinado.errors import DataError
+from dinado.prompt import Prompt
+from dinado.rollouts.proposal import Proposal
+
+SCHEMA_VERSION = 1
+"""Raised whenever the same settings would give other rows or another file layout."""
+
+Truncated = Literal["fail", "score", "drop"]
+"""What becomes of responses cut off by the budget: score 0, the oracle's judgement, or left out when reading."""
+
+
+@dataclass(frozen=True)
+class StoreSpec:
+    """Everything that decides which texts are sampled. The oracle does not: several may judge the same texts.
+
+    Attributes:
+        base: fingerprint of the base model.
+        prompts: in order; a block is ``block_size`` consecutive ones.
+        split: keeps streams apart that ask the same prompts, such as "train" and "val".
+        per_prompt: K.
+        max_new_tokens: budget of a response.
+        block_size: prompts in a seeded block.
+        seed: names the random streams.
+        proposal: what is sampled from, relative to the base.
+
+    Raises:
+        DataError: there are no prompts.
+    """
+
+    base: str
+    prompts: tuple[Prompt, ...]
+    split: str
+    per_prompt: int
+    max_new_tokens: int
+    block_size: int
+    seed: int
+    proposal: Proposal = field(default_factory=Proposal)
+
+    def __post_init__(self) -> None:
+        if not self.prompts:
+            raise DataError(f"there are no {self.split} prompts to sample rollouts for; check the task's data")
+
+    @property
+    def num_blocks(self) -> int:
+        """Blocks, the last of which may be smaller."""
+        return -(-len(self.prompts) // self.block_size)
+
+    def block(self, index: int) -> range:
+        """Positions of a block's prompts."""
+        return range(index * self.block_size, min((index + 1) * self.block_size, len(self.prompts)))
+
+    def manifest(self) -> dict[str, Any]:
+        """The same for people and for the fingerprint."""
+        return {
+            "schema": SCHEMA_VERSION,
+            "base": self.base,
+            "split": self.split,
+            "prompts": len(self.prompts),
+            "prompts_digest": digest([(prompt.id, prompt.text) for prompt in self.prompts]),
+            "first_prompts": [prompt.text for prompt in self.prompts[:3]],
+            "per_prompt": self.per_prompt,
+            "max_new_tokens": self.max_new_tokens,
+            "block_size": self.block_size,
+            "seed": self.seed,
+            "proposal": asdict(self.proposal),
+        }
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever any sampled text could."""
+        return digest(self.manifest())
+
+    def scores_fingerprint(self, oracle: str, truncated: Truncated) -> str:
+        """Changes whenever any score could: the texts, what the oracle knows about a prompt, the oracle itself."""
+        judged = "all" if truncated == "score" else "finished"
+        return digest([self.fingerprint, [dict(prompt.data) for prompt in self.prompts], oracle, judged])
+
+
+def digest(value: Sequence[Any] | dict[str, Any]) -> str:
+    """16 hexadecimal digits that change with a JSON-like value."""
+    text = json.dumps(value, sort_keys=True, default=repr)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]

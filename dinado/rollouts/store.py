@@ -1,0 +1,173 @@
+"""Rollouts on disk, addressed by everything that decides them.
+
+    <cache>/rollouts/<fingerprint>/manifest.json
+                                   round-000/block-00000.arrow                      texts and log-probabilities
+                                   round-000/scores-<fingerprint>/block-00000.arrow what an oracle said about them
+
+Sampling is by far the dearest part, so the texts do not know the oracle: another one scores the same texts.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from dinado.errors import StoreError
+from dinado.rollouts.sampler import Samples
+from dinado.rollouts.shard import intact_digest, open_shard, write_atomic, write_shard
+from dinado.rollouts.spec import StoreSpec, Truncated
+from dinado.rollouts.table import SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
+
+log = logging.getLogger(__name__)
+
+_TEXTS_KEY = b"texts_sha256"
+
+
+class RolloutStore:
+    """The rollouts that a spec describes, and one oracle's scores.
+
+    Args:
+        cache: folder that holds ``rollouts/``.
+        spec: what was, or is to be, sampled.
+        oracle_fingerprint: which oracle judges.
+        truncated: what becomes of responses cut off by the budget.
+        round: number of the sampling round; rounds have streams of their own.
+
+    Raises:
+        StoreError: the folder was made from something else, or its manifest cannot be read.
+    """
+
+    def __init__(
+        self,
+        cache: Path | str,
+        spec: StoreSpec,
+        oracle_fingerprint: str,
+        truncated: Truncated = "fail",
+        round: int = 0,
+    ) -> None:
+        self.spec = spec
+        self.truncated = truncated
+        self.round = round
+        self.folder = Path(cache) / "rollouts" / spec.fingerprint
+        self._texts = self.folder / f"round-{round:03d}"
+        self._scores = self._texts / f"scores-{spec.scores_fingerprint(oracle_fingerprint, truncated)}"
+        self._check_manifest()
+
+    def missing_blocks(self) -> list[int]:
+        """Blocks whose texts or scores are not there, or not as they were written (which is reported)."""
+        missing = [block for block in range(self.spec.num_blocks) if not self.has_scores(block)]
+        for path in (path for block in missing for path in (self._text_path(block), self._score_path(block))):
+            if path.exists() and intact_digest(path) is None:
+                log.warning("%s is damaged and will not be read; its block has to be made again", path)
+        return missing
+
+    def is_complete(self) -> bool:
+        """Whether :meth:`read` can answer."""
+        return all(self.has_scores(block) for block in range(self.spec.num_blocks))
+
+    def wait(self, poll_seconds: float = 0.5) -> None:
+        """Return once the other processes have written their blocks."""
+        for block in range(self.spec.num_blocks):
+            while not self.has_scores(block):
+                time.sleep(poll_seconds)
+
+    def has_texts(self, block: int) -> bool:
+        """Whether a block has been sampled."""
+        return intact_digest(self._text_path(block)) is not None
+
+    def has_scores(self, block: int) -> bool:
+        """Whether a block has been sampled, and these texts been judged."""
+        texts = intact_digest(self._text_path(block))
+        path = self._score_path(block)
+        if texts is None or intact_digest(path) is None:
+            return False
+        return open_shard(path).schema.metadata == {_TEXTS_KEY: texts.encode()}
+
+    def write_texts(self, block: int, samples: Samples, texts: Sequence[str]) -> None:
+        """Store what was sampled for the prompts of a block, unless another run was faster."""
+        if self.has_texts(block):
+            return
+        positions = self.spec.block(block)
+        rows = range(len(texts))
+        table = pa.table(
+            {
+                "prompt_id": [self.spec.prompts[positions[p]].id for p in samples.prompt_of],
+                "prompt_index": [positions[p] for p in samples.prompt_of],
+                "sample": [row % self.spec.per_prompt for row in rows],
+                "round": [self.round for _ in rows],
+                "tokens": samples.tokens,
+                "log_p": samples.log_p,
+                "log_s": samples.log_s,
+                "finished": samples.finished,
+                "text": list(texts),
+            },
+            schema=TEXT_SCHEMA,
+        )
+        self._write_manifest()
+        write_shard(self._text_path(block), table)
+
+    def read_texts(self, block: int) -> pa.Table:
+        """Rows of ``TEXT_SCHEMA``; the block has to be there."""
+        return open_shard(self._text_path(block))
+
+    def write_scores(self, block: int, score_N: np.ndarray) -> None:
+        """Store what the oracle said about the rows of :meth:`read_texts`."""
+        texts = self.read_texts(block)
+        sha256 = intact_digest(self._text_path(block))
+        assert sha256 is not None, "scored a block that is not there"
+        columns = {"prompt_id": texts["prompt_id"], "sample": texts["sample"], "score": pa.array(score_N, pa.float32())}
+        write_shard(
+            self._score_path(block),
+            pa.table(columns, schema=SCORE_SCHEMA).replace_schema_metadata({_TEXTS_KEY: sha256}),
+        )
+
+    def read(self) -> Rollouts:
+        """All rows, without truncated ones when these are dropped.
+
+        Raises:
+            StoreError: blocks are missing or damaged.
+        """
+        if missing := self.missing_blocks():
+            raise StoreError(
+                f"{self._texts} lacks {len(missing)} of {self.spec.num_blocks} blocks (first: {missing[0]}); "
+                "start the run again to sample them"
+            )
+        tables = [
+            self.read_texts(block).append_column("score", open_shard(self._score_path(block))["score"])
+            for block in range(self.spec.num_blocks)
+        ]
+        return Rollouts(pa.concat_tables(tables), self.spec.prompts, keep_truncated=self.truncated != "drop")
+
+    def _text_path(self, block: int) -> Path:
+        return self._texts / f"block-{block:05d}.arrow"
+
+    def _score_path(self, block: int) -> Path:
+        return self._scores / f"block-{block:05d}.arrow"
+
+    @property
+    def _manifest(self) -> Path:
+        return self.folder / "manifest.json"
+
+    def _check_manifest(self) -> None:
+        """Refuse a folder that was filled from other settings, e.g. one that was copied or renamed."""
+        try:
+            found = json.loads(self._manifest.read_text(encoding="utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        except (OSError, ValueError) as error:
+            raise StoreError(f"{self._manifest} cannot be read ({error}); remove {self.folder}") from None
+        expected = self.spec.manifest()
+        differs = [key for key in expected if not isinstance(found, dict) or found.get(key) != expected[key]]
+        if differs:
+            raise StoreError(f"{self._manifest} has another {differs[0]} than this run; remove {self.folder}")
+
+    def _write_manifest(self) -> None:
+        if not self._manifest.exists():
+            text = json.dumps(self.spec.manifest(), indent=2, ensure_ascii=False)
+            write_atomic(self._manifest, text.encode("utf-8"))

@@ -1,0 +1,116 @@
+"""Stored rollouts as arrays: one number a row in memory, tokens read from the mapped files when asked for.
+
+Axes: N rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import pyarrow as pa
+
+from dinado.objectives.weights import WeightSummary
+from dinado.prompt import Prompt
+
+TEXT_SCHEMA = pa.schema(
+    [
+        ("prompt_id", pa.string()),
+        ("prompt_index", pa.int32()),
+        ("sample", pa.int32()),
+        ("round", pa.int32()),
+        ("tokens", pa.list_(pa.int32())),
+        ("log_p", pa.list_(pa.float32())),
+        ("log_s", pa.list_(pa.float32())),
+        ("finished", pa.bool_()),
+        ("text", pa.string()),
+    ]
+)
+SCORE_SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float32())])
+
+
+class Rollouts:
+    """The rows of a complete store, in the order of its prompts.
+
+    Args:
+        table: rows of ``TEXT_SCHEMA`` and their ``score``.
+        prompts: what ``prompt_index`` points into.
+        keep_truncated: keep responses that did not end within the budget.
+
+    Attributes:
+        prompt_index_N, score_N, finished_N: columns of the kept rows.
+        length_N: tokens in each response.
+        log_p_N, log_s_N: log-probability of each whole response under the base and under the proposal, float64.
+        truncated_share: share of rows that were truncated, whether kept or not.
+    """
+
+    def __init__(self, table: pa.Table, prompts: Sequence[Prompt], keep_truncated: bool = True) -> None:
+        self.prompts = list(prompts)
+        self._table = table
+        finished_N = table["finished"].to_numpy()
+        self.truncated_share = float(1 - finished_N.mean())
+        kept_N = np.ones_like(finished_N) if keep_truncated else finished_N
+        self._row_N = kept_N.nonzero()[0]
+        self.finished_N = finished_N[kept_N]
+        self.prompt_index_N = table["prompt_index"].to_numpy()[kept_N]
+        self.score_N = table["score"].to_numpy()[kept_N]
+        self._tokens = _Ragged(table["tokens"])
+        self._log_p = _Ragged(table["log_p"])
+        self.length_N = self._tokens.length_N[kept_N]
+        self.log_p_N = self._log_p.sums()[kept_N]
+        self.log_s_N = _Ragged(table["log_s"]).sums()[kept_N]
+
+    def __len__(self) -> int:
+        """N."""
+        return len(self._row_N)
+
+    def response(self, row: int) -> tuple[np.ndarray, np.ndarray]:
+        """Token ids (int32) and their log-probabilities under the base (float32), without copying."""
+        stored = self._row_N[row]
+        return self._tokens[stored], self._log_p[stored]
+
+    def text(self, row: int) -> str:
+        """The decoded response."""
+        return self._table["text"][int(self._row_N[row])].as_py()
+
+    @property
+    def distinct_share(self) -> float:
+        """Different (prompt, text) pairs over rows."""
+        texts = self._table["text"].take(pa.array(self._row_N)).to_pylist()
+        return len(set(zip(self.prompt_index_N.tolist(), texts, strict=True))) / max(len(self), 1)
+
+
+class _Ragged:
+    """A column of lists, read where Arrow keeps it."""
+
+    def __init__(self, column: pa.ChunkedArray) -> None:
+        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
+        self._values = [chunk.values.to_numpy() for chunk in column.chunks]
+        self._start = np.cumsum([0] + [len(chunk) for chunk in column.chunks])
+        self.length_N = np.concatenate([np.diff(offsets) for offsets in self._offsets])
+
+    def __getitem__(self, row: int) -> np.ndarray:
+        chunk = int(np.searchsorted(self._start, row, side="right")) - 1
+        offsets, index = self._offsets[chunk], row - self._start[chunk]
+        return self._values[chunk][offsets[index] : offsets[index + 1]]
+
+    def sums(self) -> np.ndarray:
+        """Sum of every list; a response has at least one token."""
+        pairs = zip(self._values, self._offsets, strict=True)
+        return np.concatenate([np.add.reduceat(values.astype(np.float64), off[:-1]) for values, off in pairs])
+
+
+def store_summary(rollouts: Rollouts, weights: WeightSummary | None = None) -> dict[str, float]:
+    """What is logged about a store.
+
+    Args:
+        weights: how uneven the importance weights are; None leaves the ``weights/`` numbers out.
+    """
+    numbers = {
+        "rollouts/success": float(rollouts.score_N.mean()) if len(rollouts) else 0.0,
+        "rollouts/distinct": rollouts.distinct_share,
+        "rollouts/truncated": rollouts.truncated_share,
+    }
+    if weights is not None:
+        numbers |= {"weights/ess_fraction": weights.ess_fraction, "weights/max_share": weights.max_share}
+    return numbers

@@ -1,0 +1,43 @@
+"""Evaluate a run, or a base model alone.
+
+    python evaluate.py runs/quickstart/<id>
+    python evaluate.py base quickstart            the base of an experiment, before any training
+    python evaluate.py runs/... eval.samples_per_prompt=32 alpha=1.5
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dinado.errors import ConfigError
+from experiments import cli, loader
+from experiments.run_folder import find_run
+
+OPTIONS = [cli.JSON]
+
+
+def main(arguments: cli.Arguments) -> int:
+    """Restore or load, evaluate, print the table."""
+    if not arguments.positional:
+        raise ConfigError("name a run (runs/<experiment>/<id>), or `base` and an experiment; see --help")
+    quiet = arguments.flag(cli.JSON)
+    if arguments.positional[0] == "base":
+        if len(arguments.positional) < 2:
+            raise ConfigError("`base` needs an experiment after it, such as: python evaluate.py base quickstart")
+        loaded = loader.load(arguments.positional[1], arguments.overrides)
+        from lightning_modules.session import evaluate_base
+
+        cli_result = evaluate_base(loaded.config, quiet=quiet)
+    else:
+        folder = find_run(arguments.positional[0])
+        loaded = loader.from_run_folder(folder.path, arguments.overrides)
+        from lightning_modules.session import evaluate_run
+
+        cli_result = evaluate_run(loaded.config, folder, quiet=quiet) | {"run_dir": str(folder.path)}
+    if quiet:
+        cli.print_json(cli_result)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__ or "", OPTIONS))

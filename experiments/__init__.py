@@ -1,0 +1,1 @@
+"""Configuration, command line and run folders; nothing here imports torch."""

@@ -1,0 +1,292 @@
+"""From an experiment's name and overrides to a checked ``Config``.
+
+Layers, each over the one before: defaults of the schema, the files that ``extends`` names (left to right, each
+once), the experiment's own file, the command line. Scalars are read as text and converted by the type of their
+field, so ``off`` is a word where the field is one, ``007`` stays a name and ``1e3`` is a whole number.
+"""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from dinado.errors import ConfigError
+from experiments import rules, schema
+from experiments.config import Config
+
+EXPERIMENTS = Path(__file__).parent
+DEFAULT, COMMAND_LINE, FAST_DEV_RUN = "default", "command line", "--fast-dev-run"
+
+SMALL = {
+    "data.train_prompts": 4,
+    "data.val_prompts": 2,
+    "rollouts.per_prompt": 8,
+    "optim.steps": 2,
+    "trainer.val_every": 1,
+    "trainer.log_every": 1,
+    "trainer.checkpoint_every": 1,
+    "eval.samples_per_prompt": 2,
+    "eval.rollouts_per_prompt": 4,
+    "eval.best_of": 2,
+    "eval.show": 1,
+    "eval.exact_samples": 50,
+}
+
+
+@dataclass
+class Loaded:
+    """A configuration and where each of its values comes from.
+
+    Attributes:
+        config: the resolved settings.
+        provenance: for each dotted key ``default``, a file, or ``command line``.
+        experiment: name of the experiment.
+        layers: everything that could set a value, weakest first.
+    """
+
+    config: Config
+    provenance: dict[str, str]
+    experiment: str
+    layers: tuple[str, ...]
+
+
+def load(experiment: str, overrides: Sequence[str] = ()) -> Loaded:
+    """Read an experiment, by name or as the path of a YAML file, and apply ``key=value`` overrides.
+
+    Raises:
+        ConfigError: on anything wrong, in one line that names the key, its source and the nearest right key.
+    """
+    files = _lineage(_locate(experiment))
+    return _assemble([(_label(path), _flatten(body)) for path, body in files.items()], overrides, Path(experiment).stem)
+
+
+def from_run_folder(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+    """Read the resolved ``config.yaml`` of a run folder ``runs/<experiment>/<run_id>``."""
+    file = Path(path) / "config.yaml"
+    if not file.is_file():
+        raise ConfigError(f"{path} is not a run folder: it has no config.yaml")
+    return _assemble([(str(file), _flatten(_read(file)))], overrides, file.resolve().parent.parent.name)
+
+
+def shrink(loaded: Loaded) -> None:
+    """Make an experiment very small in place, every stage of it still running once (``--fast-dev-run``)."""
+    config = loaded.config
+    processes = config.trainer.devices * config.trainer.num_nodes
+    small = {**SMALL, "optim.batch_size": 2 * processes, "optim.rows_per_prompt": 2}
+    if config.optim.micro_batch is not None:
+        small["optim.micro_batch"] = 1
+    for key, value in small.items():
+        # 0 means all of the prompts, only a last validation, or no best-of-n row; only the first is large
+        if schema.get(config, key) > value or (key.startswith("data.") and schema.get(config, key) == 0):
+            schema.put(config, key, value)
+            loaded.provenance[key] = FAST_DEV_RUN
+    rules.check(loaded)
+
+
+def experiments() -> dict[str, str]:
+    """Experiments that ship with the project and their descriptions (or what is wrong with the file)."""
+    found = {}
+    for path in sorted(EXPERIMENTS.glob("*.yaml")):
+        try:
+            found[path.stem] = str(_read(path).get("description") or "")
+        except ConfigError as error:
+            found[path.stem] = f"unreadable: {error}"
+    return found
+
+
+def render(config: Config) -> Iterator[tuple[str, str]]:
+    """The configuration as lines of YAML, each with the key it sets (empty for the heading of a section)."""
+    section = ""
+    for key, leaf in schema.leaves().items():
+        if leaf.section and leaf.section != section:
+            yield f"{leaf.section}:", ""
+        section = leaf.section
+        text = yaml.safe_dump(schema.get(config, key), default_flow_style=True, width=10**9, allow_unicode=True)
+        indent = "  " if section else ""
+        yield f"{indent}{key.rpartition('.')[2]}: {text.removesuffix('...' + chr(10)).strip()}", key
+
+
+def to_yaml(loaded: Loaded, dim: bool = False) -> str:
+    """The configuration as YAML that :func:`load` reads back, the source of every value in a (dimmed) comment."""
+    before, after = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
+    lines = []
+    for line, key in render(loaded.config):
+        lines.append(f"{line:<44}  {before}# {loaded.provenance[key]}{after}\n" if key else f"{line}\n")
+    return "".join(lines)
+
+
+def _assemble(files: list[tuple[str, list[tuple[str, Any]]]], overrides: Sequence[str], experiment: str) -> Loaded:
+    from omegaconf import OmegaConf  # a third of the start-up time, and `--help` does not need it
+
+    tree = OmegaConf.structured(Config)
+    provenance = dict.fromkeys(schema.leaves(), DEFAULT)
+    for label, values in [*files, (COMMAND_LINE, _parse_overrides(overrides))]:
+        for key, value in values:
+            _assign(tree, key, value, label)
+            provenance[key] = label
+    if missing := OmegaConf.missing_keys(tree):
+        raise ConfigError(f"no value for {', '.join(sorted(missing))}")
+    config: Any = OmegaConf.to_object(tree)
+    layers = (DEFAULT, *(label for label, _ in files), COMMAND_LINE)
+    loaded = Loaded(config, provenance, experiment, layers)
+    rules.check(loaded)
+    return loaded
+
+
+def _assign(tree: Any, key: str, value: Any, where: str) -> None:
+    from omegaconf import OmegaConf
+    from omegaconf.errors import OmegaConfBaseException
+
+    shown = f"{where}: {key}={'null' if value is None else _one_line(value)}"
+    if key in schema.sections():
+        example = next(leaf for leaf in schema.leaves() if leaf.startswith(f"{key}."))
+        raise ConfigError(f"{shown}: {key} is a section; set its keys, such as {example}")
+    leaf = schema.leaves().get(key)
+    if leaf is None:
+        raise ConfigError(f"{shown}: no such key{schema.nearest(key)}")
+    try:
+        OmegaConf.update(tree, key, _prepare(value, leaf), merge=False)
+    except OmegaConfBaseException:
+        close = difflib.get_close_matches(str(value), leaf.choices, n=1)
+        hint = f"; did you mean {close[0]}?" if close else ""
+        raise ConfigError(f"{shown}: expected {leaf.type_name}{hint}") from None
+
+
+def _prepare(value: Any, leaf: schema.Leaf) -> Any:
+    """Text as OmegaConf wants it: whole numbers without exponent, and no interpolation inside strings."""
+    if isinstance(value, list):
+        return [_prepare(item, leaf) for item in value]
+    if not isinstance(value, str):
+        return value
+    if re.search(r"\bint\b", leaf.type_name) and re.fullmatch(r"[+-]?[\d_.]+([eE][+-]?\d+)?", value):
+        try:
+            return str(int(float(value))) if float(value).is_integer() and not value.isdigit() else value
+        except ValueError:
+            return value
+    return re.sub(r"(\\*)\$\{", lambda match: match[1] * 2 + r"\${", value)
+
+
+def _parse_overrides(overrides: Sequence[str]) -> list[tuple[str, Any]]:
+    parsed = []
+    for text in overrides:
+        name, equals, value = text.removeprefix("--").partition("=")
+        key = name.replace("-", "_")
+        if key == "_wandb":  # W&B agents pass this stray key when they re-queue a run
+            continue
+        parsed.append((key, _parse_value(key, value if equals else "true")))
+    return parsed
+
+
+def _parse_value(key: str, text: str) -> Any:
+    leaf = schema.leaves().get(key)
+    type_name = leaf.type_name if leaf else ""
+    is_list = "list[" in type_name or "tuple[" in type_name
+    quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
+    if quoted or (is_list and text.startswith("[")):
+        try:
+            return yaml.load(text, Loader=_TextLoader)
+        except yaml.YAMLError as error:
+            if is_list:
+                raise ConfigError(f"{COMMAND_LINE}: {key}={_one_line(text)}: {_reason(error)}") from None
+    return None if text in ("None", "null") else text
+
+
+def _locate(name: str, beside: Path | None = None) -> Path:
+    """The file of an experiment; a bare name is looked up beside the file that names it, then in experiments/."""
+    if name.endswith((".yaml", ".yml")) or "/" in name:
+        if not (path := (beside or Path()) / name).is_file():
+            raise ConfigError(f"no experiment file {_one_line(path)}")
+        return path
+    for folder in [beside, EXPERIMENTS] if beside else [EXPERIMENTS]:
+        if (path := folder / f"{name}.yaml").is_file():
+            return path
+    known = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml"))]
+    close = difflib.get_close_matches(name, known, n=1)
+    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
+    raise ConfigError(f"no experiment {_one_line(name)!r}; {hint}")
+
+
+def _lineage(path: Path, below: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
+    """The file and all it extends, weakest first. A parent reached twice counts where it is reached first."""
+    path = path.resolve()
+    if path in below:
+        raise ConfigError(f"{_label(path)}: extends loops: {' -> '.join(item.stem for item in (*below, path))}")
+    body = _read(path)
+    parents = body.pop("extends", None) or []
+    parents = [parents] if isinstance(parents, str) else parents
+    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
+        raise ConfigError(f"{_label(path)}: extends takes a name or a list of names")
+    found: dict[Path, dict[str, Any]] = {}
+    for parent in parents:
+        try:
+            file = _locate(parent, beside=path.parent)
+        except ConfigError as error:
+            raise ConfigError(f"{_label(path)}: extends={parent}: {error}") from None
+        found |= _lineage(file, (*below, path))
+    return found | {path: body}
+
+
+def _label(path: Path) -> str:
+    """How errors and provenance call a file: by name in experiments/, else by its path."""
+    path = path.resolve()
+    if path.parent == EXPERIMENTS:
+        return path.name
+    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        body = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
+    except yaml.YAMLError as error:
+        raise ConfigError(f"{_label(path)}: {_reason(error)}") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{_label(path)}: cannot be read: {_one_line(error)}") from None
+    if body is not None and not isinstance(body, dict):
+        raise ConfigError(f"{_label(path)}: expected `key: value` lines, found a {type(body).__name__}")
+    return body or {}
+
+
+def _flatten(body: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
+    """Nested mappings as dotted keys; an empty section sets nothing."""
+    found: list[tuple[str, Any]] = []
+    for name, value in body.items():
+        key = f"{prefix}{name}".replace("-", "_")
+        if isinstance(value, dict) and value and key not in schema.leaves():
+            found += _flatten(value, f"{key}.")
+        elif key not in schema.sections() or value not in (None, {}):
+            found.append((key, value))
+    return found
+
+
+def _one_line(value: Any) -> str:
+    return " ".join(str(value).split())
+
+
+def _reason(error: yaml.YAMLError) -> str:
+    mark = getattr(error, "problem_mark", None)
+    where = f"line {mark.line + 1}: " if mark else ""
+    return where + _one_line(getattr(error, "problem", None) or error)
+
+
+class _TextLoader(yaml.SafeLoader):
+    """Leaves scalars as text, except null, and refuses a key that occurs twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key, _ in node.value:
+            if not isinstance(key, yaml.ScalarNode):
+                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
+            if key.value in seen:
+                raise yaml.MarkedYAMLError(problem=f"{key.value} occurs twice", problem_mark=key.start_mark)
+            seen.add(key.value)
+        return super().construct_mapping(node, deep)
+
+
+_TextLoader.yaml_implicit_resolvers = {}
+_TextLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("~|null|Null|NULL|None|$"), ["~", "n", "N", ""])

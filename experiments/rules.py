@@ -1,0 +1,239 @@
+"""Rules across settings: ranges, combinations, and settings that would be ignored.
+
+A setting that would be ignored is an error. Which settings those are depends on others (a key of ``task`` on
+``task.name``, ``network`` on what is trained), and only the user who set both can have meant both:
+
+* keys of ``task`` and ``oracle`` that belong to another choice are errors when they come from the same layer as
+  the choice or a stronger one; inherited from a weaker layer they return to their default;
+* settings that depend on the method are errors on the command line alone, so that one file can serve all methods.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import re
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from dinado.errors import ConfigError
+from experiments import schema
+from experiments.config import Config
+
+if TYPE_CHECKING:
+    from experiments.loader import Loaded
+
+EXACT_TASKS = ("exact_world", "exact_gpt2")
+NETWORK_METHODS = ("nado", "dinado_hard", "dinado_soft")
+
+Test = tuple[Callable[[Any], bool], str]
+POSITIVE: Test = (lambda x: 0 < x < math.inf, "must be above 0")
+NOT_NEGATIVE: Test = (lambda x: 0 <= x < math.inf, "must be 0 or more")
+FINITE: Test = (math.isfinite, "must be a finite number")
+SHARE: Test = (lambda x: 0 < x <= 1, "must be above 0 and at most 1")
+FRACTION: Test = (lambda x: 0 <= x <= 1, "must be from 0 to 1")
+BELOW_ONE: Test = (lambda x: 0 <= x < 1, "must be at least 0 and below 1")
+SEED: Test = (lambda x: 0 <= x < 2**32, "must be from 0 to 4294967295")
+
+RANGES: dict[Test, str] = {
+    SEED: "seed task.seed rollouts.seed",
+    POSITIVE: "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
+    "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
+    "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
+    "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
+    NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
+    "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.regulariser objective.support "
+    "objective.overflow optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
+    FINITE: "task.rarity",
+    SHARE: "rollouts.top_p",
+    FRACTION: "network.taps optim.warmup",
+    BELOW_ONE: "lora.dropout optim.betas",
+    (lambda x: x >= 2, "must be 2 or more, the end of sequence included"): "task.vocab_size",
+    (lambda x: x >= 1, "must be a token, not the end of sequence (0)"): "task.required task.avoided task.ends_with",
+}
+
+
+def check(loaded: Loaded) -> None:
+    """Raise a :class:`ConfigError` for the first rule that is broken; reset inherited settings of other tasks."""
+    for rule in (
+        _ranges,
+        _ignored_choices,
+        _parameters,
+        _ignored_by_method,
+        _proposal,
+        _objective,
+        _batch,
+        _task,
+        _oracle,
+    ):
+        for problem in rule(loaded):
+            raise ConfigError(problem)
+
+
+def resolved_parameters(config: Config) -> str:
+    """What is trained: ``network``, ``lora`` or ``full``.
+
+    The Markov base of the exact world has no weights to adapt, so every method trains a network there; for
+    dinado_merge and sft that is a causal network, initialised at zero, added to the base's logits.
+    """
+    if config.parameters != "auto":
+        return config.parameters
+    return "network" if config.method in NETWORK_METHODS or config.task.name == "exact_world" else "lora"
+
+
+def _said(loaded: Loaded, key: str) -> str:
+    return f"{loaded.provenance[key]}: {key}={_text(schema.get(loaded.config, key))}"
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, list | tuple):
+        return f"[{', '.join(map(_text, value))}]"
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
+
+
+def _typed(loaded: Loaded, *prefixes: str) -> list[str]:
+    """Keys under the prefixes (or equal to them) that the command line sets."""
+    typed = [key for key, source in loaded.provenance.items() if source == loaded.layers[-1]]
+    return [key for key in typed if any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)]
+
+
+def _ranges(loaded: Loaded) -> Iterator[str]:
+    for (test, text), keys in RANGES.items():
+        for key in keys.split():
+            value = schema.get(loaded.config, key)
+            items = value if isinstance(value, list | tuple) else [] if value is None else [value]
+            if not all(map(test, items)):
+                yield f"{_said(loaded, key)}: {text}"
+
+
+def _ignored_choices(loaded: Loaded) -> Iterator[str]:
+    """Keys of ``task`` and ``oracle`` whose help assigns them to another choice."""
+    for section in ("task", "oracle"):
+        choice = schema.leaves()[f"{section}.name"]
+        chosen = schema.get(loaded.config, choice.key)
+        for leaf in schema.leaves().values():
+            owners = leaf.owners(choice.choices) if leaf.section == section else ()
+            source, chooser = (loaded.layers.index(loaded.provenance[key]) for key in (leaf.key, choice.key))
+            if not owners or chosen in owners or source == 0:
+                continue
+            if _typed(loaded, leaf.key) or (source >= chooser and schema.get(loaded.config, leaf.key) != leaf.default):
+                yield f"{_said(loaded, leaf.key)}: ignored by {choice.key}={chosen}, it belongs to {', '.join(owners)}"
+            schema.put(loaded.config, leaf.key, copy.copy(leaf.default))
+            loaded.provenance[leaf.key] = loaded.layers[0]
+
+
+def _parameters(loaded: Loaded) -> Iterator[str]:
+    config = loaded.config
+    allowed = {"nado": ("network",), "dinado_soft": ("network",), "dinado_hard": ("network", "lora", "full")}
+    trainable = allowed.get(config.method, ("lora", "full"))
+    if config.task.name == "exact_world":
+        trainable = ("network",)
+    if resolved_parameters(config) not in trainable:
+        why = "task.name=exact_world has no weights to adapt" if config.task.name == "exact_world" else config.method
+        yield f"{_said(loaded, 'parameters')}: {why}; use {' or '.join((*trainable, 'auto'))}"
+
+
+def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
+    """Settings of the command line that the method, or what it trains, does not read."""
+    config = loaded.config
+    method, trained = config.method, resolved_parameters(config)
+    unread: dict[str, str | bool] = {
+        "sft_data": method != "sft" and "it belongs to method=sft",
+        "objective": method == "sft" and "method=sft has a likelihood loss",
+        "objective.norm": method not in ("dinado_soft", "dinado_merge") and "it belongs to dinado_soft, dinado_merge",
+        "objective.support": method not in ("dinado_soft", "dinado_merge")
+        and "it belongs to dinado_soft, dinado_merge",
+        "objective.direction": config.objective.regulariser == 0 and "objective.regulariser is 0",
+        "objective.detach": config.objective.regulariser == 0 and "objective.regulariser is 0",
+        "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
+        "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",
+        "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
+    }
+    if config.task.name in EXACT_TASKS:
+        own = f"task.name={config.task.name} brings its own base"
+        unread |= dict.fromkeys(("base.name", "base.revision", "base.chat_template", "base.system_prompt"), own)
+    for prefix, reason in unread.items():
+        for key in _typed(loaded, prefix) if reason else ():
+            yield f"{_said(loaded, key)}: ignored, {reason}"
+    if len(_typed(loaded, "base.run", "base.name")) == 2 and config.base.run is not None:
+        yield f"{_said(loaded, 'base.name')}: ignored, base.run replaces it; give one of them"
+
+
+def _proposal(loaded: Loaded) -> Iterator[str]:
+    rollouts = loaded.config.rollouts
+    changed = [
+        key
+        for key, off in (
+            ("temperature", rollouts.temperature == 1),
+            ("top_k", rollouts.top_k == 0),
+            ("top_p", rollouts.top_p == 1),
+        )
+        if not off
+    ]
+    if changed and loaded.config.targets.weights == "uniform":
+        yield (
+            f"{_said(loaded, f'rollouts.{changed[0]}')}: the proposal differs from the base, "
+            "so set targets.weights=importance"
+        )
+
+
+def _objective(loaded: Loaded) -> Iterator[str]:
+    config, objective = loaded.config, loaded.config.objective
+    if config.method != "sft" and objective.token_ce == 0 and objective.terminal_ce == 0:
+        yield f"{_said(loaded, 'objective.token_ce')}: objective.terminal_ce is 0 too, so nothing is learned"
+    if config.method in ("dinado_soft", "dinado_merge") and objective.norm == "mean" and objective.support:
+        yield f"{_said(loaded, 'objective.support')}: ignored by objective.norm=mean; set objective.support=0"
+    if resolved_parameters(config) == "network":
+        if config.network.width % config.network.heads:
+            yield f"{_said(loaded, 'network.width')}: not divisible by network.heads={config.network.heads}"
+        if not config.network.taps:
+            yield f"{_said(loaded, 'network.taps')}: the network needs at least one layer of the base, such as [1.0]"
+
+
+def _batch(loaded: Loaded) -> Iterator[str]:
+    optim, trainer = loaded.config.optim, loaded.config.trainer
+    processes = trainer.devices * trainer.num_nodes
+    if optim.batch_size % (processes * (optim.micro_batch or 1)):
+        parts = f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes}"
+        parts += f" * optim.micro_batch={optim.micro_batch}" if optim.micro_batch else ""
+        yield f"{_said(loaded, 'optim.batch_size')}: not divisible by {parts}"
+
+
+def _task(loaded: Loaded) -> Iterator[str]:
+    task = loaded.config.task
+    if task.name in EXACT_TASKS:
+        for key in ("required", "avoided", "ends_with"):
+            value = getattr(task, key)
+            tokens = value if isinstance(value, list) else [] if value is None else [value]
+            if any(token >= task.vocab_size for token in tokens):
+                yield f"{_said(loaded, f'task.{key}')}: outside task.vocab_size={task.vocab_size}"
+        if both := sorted(set(task.avoided) & {*task.required, task.ends_with}):
+            yield f"{_said(loaded, 'task.avoided')}: token {both[0]} is also required"
+        if (needed := len({*task.required, task.ends_with} - {None})) > task.length:
+            yield f"{_said(loaded, 'task.length')}: too short for {needed} required tokens"
+    elif task.name == "jsonl" and task.path is None:
+        yield f"{_said(loaded, 'task.name')}: needs task.path, a file of prompts"
+    elif task.name == "commongen" and "{words}" not in task.template:
+        yield f"{_said(loaded, 'task.template')}: has no {{words}} to be replaced by the concepts"
+
+
+def _oracle(loaded: Loaded) -> Iterator[str]:
+    oracle, task = loaded.config.oracle, loaded.config.task.name
+    if task in EXACT_TASKS and oracle.name != "task":
+        yield f"{_said(loaded, 'oracle.name')}: task.name={task} is exact for its own oracle only; use oracle.name=task"
+    if oracle.name == "user":
+        if not re.fullmatch(r"[\w.]+:[\w.]+", oracle.function or ""):
+            yield f"{_said(loaded, 'oracle.function')}: oracle.name=user needs an importable module:callable"
+    elif oracle.name == "regex":
+        if oracle.pattern is None:
+            yield f"{_said(loaded, 'oracle.name')}: needs oracle.pattern"
+        else:
+            try:
+                re.compile(oracle.pattern)
+            except re.error as error:
+                yield f"{_said(loaded, 'oracle.pattern')}: not a regular expression: {error}"
+    elif oracle.name == "length":
+        if oracle.min_words == 0 and oracle.max_words is None:
+            yield f"{_said(loaded, 'oracle.name')}: needs oracle.min_words or oracle.max_words"
+        if oracle.max_words is not None and oracle.max_words < oracle.min_words:
+            yield f"{_said(loaded, 'oracle.max_words')}: below oracle.min_words={oracle.min_words}"

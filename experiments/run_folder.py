@@ -1,0 +1,288 @@
+"""One folder a run: ``runs/<experiment>/<run_id>/`` with its settings, environment, numbers and status.
+
+``STATUS`` tells the truth even about a run that was killed: it holds the writer's host, process and start time,
+and a reader that finds this process gone says ``killed``. Only the first process writes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import secrets
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from dinado.errors import CheckpointError
+
+if TYPE_CHECKING:
+    from experiments.loader import Loaded
+
+RUN_ID = "DINADO_RUN_ID"
+PACKAGES = (
+    "torch",
+    "lightning",
+    "transformers",
+    "peft",
+    "torchmetrics",
+    "datasets",
+    "omegaconf",
+    "numpy",
+    "scipy",
+    "wandb",
+)
+
+
+def is_writer() -> bool:
+    """Whether this is the first process of the run, by the variables that launchers set."""
+    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
+
+
+def choose_run_id(words: Sequence[str] = ()) -> str:
+    """The id of this run, the same in all of its processes; exported so that launched processes inherit it.
+
+    In this order: what the launching process exported, ``WANDB_RUN_ID``, the scheduler's job with a hash of
+    ``words`` (so that a requeued job finds its folder and two commands in a job do not share one), the time.
+
+    Args:
+        words: what tells this run from others of the same job, such as the experiment and its overrides.
+    """
+    job = ""
+    if os.environ.get("SLURM_JOB_ID"):
+        job = f"slurm{os.environ['SLURM_JOB_ID']}"
+    elif os.environ.get("TORCHELASTIC_RUN_ID"):
+        name = os.environ["TORCHELASTIC_RUN_ID"]
+        if name == "none":  # torchrun without --rdzv-id: its own process tells one launch from the next
+            name = f"{os.getppid()} {_started(os.getppid())}"
+        job = f"elastic{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    if not is_writer() and os.environ.get(RUN_ID):
+        chosen = os.environ[RUN_ID]
+    elif os.environ.get("WANDB_RUN_ID"):
+        chosen = os.environ["WANDB_RUN_ID"]
+    elif job:
+        chosen = f"{job}-{hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:4]}"
+    else:
+        chosen = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    os.environ[RUN_ID] = chosen
+    return chosen
+
+
+class RunFolder:
+    """The folder of a run; as a context manager it keeps ``STATUS`` true.
+
+    Attributes:
+        path: ``runs/<experiment>/<run_id>``.
+        run_id: name of the folder, also the id on W&B.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.run_id = self.path.name
+
+    @classmethod
+    def create(cls, loaded: Loaded, overrides: Sequence[str] = ()) -> RunFolder:
+        """Make the folder of a new run and write what decides its outcome.
+
+        Raises:
+            CheckpointError: if the run exists already.
+        """
+        from experiments.loader import to_yaml
+
+        run_id = choose_run_id((loaded.experiment, *overrides))
+        folder = cls(Path(loaded.config.runs) / loaded.experiment / run_id)
+        if is_writer():
+            if (folder.path / "config.yaml").exists():
+                raise CheckpointError(
+                    f"run {folder.path} exists ({status(folder.path)}); continue it with --resume {folder.path}"
+                )
+            folder.path.mkdir(parents=True, exist_ok=True)
+            _write(folder.path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
+            _write(folder.path / "env.json", json.dumps(environment(), indent=2) + "\n")
+            _write(folder.path / "config.yaml", to_yaml(loaded))
+        return folder
+
+    def __enter__(self) -> RunFolder:
+        if is_writer() and status(self.path) == "running" and _owner(self.path) != _identity():
+            raise CheckpointError(f"run {self.path} is still running, process {_owner(self.path).get('pid')}")
+        self.mark("running")
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if status(self.path) != "running":  # the run has said itself how it ended
+            return
+        code = error.code if isinstance(error, SystemExit) else None
+        if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
+            self.mark("finished")
+        elif isinstance(error, KeyboardInterrupt) or code == 130:
+            self.mark("interrupted")
+        else:
+            self.mark("failed", f"{type(error).__name__}: {error}")
+
+    def mark(self, state: str, reason: str = "") -> None:
+        """Write ``STATUS``: a line with the state and the reason, then who wrote it."""
+        if is_writer():
+            line = " ".join(f"{state}: {reason}".split()) if reason else state
+            _write(self.path / "STATUS", f"{line}\n{json.dumps(_identity())}\n")
+
+    def append_metrics(self, record: Mapping[str, Any]) -> None:
+        """Append one line to ``metrics.jsonl``; NaN and infinities become null."""
+        if is_writer():
+            with (self.path / "metrics.jsonl").open("ab+") as file:
+                if file.tell() and not _ends_in_newline(file):
+                    file.write(b"\n")  # a line cut short by a kill stays alone
+                file.write(json_line(record).encode() + b"\n")
+
+    def truncate_metrics(self, step: int) -> None:
+        """Drop records after ``step``, which a run resumed from its checkpoint will write again."""
+        if is_writer():
+            kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+            _write(self.path / "metrics.jsonl", "".join(f"{json_line(record)}\n" for record in kept))
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """The records of ``metrics.jsonl``, without lines that a kill cut short."""
+        file = self.path / "metrics.jsonl"
+        records = []
+        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                continue
+        return records
+
+
+def status(path: str | Path) -> str:
+    """``running``, ``finished``, ``interrupted``, ``failed: <reason>``, ``killed``, or ``unknown`` without STATUS.
+
+    A run is ``killed`` if it says running, but its process on this host is gone.
+    """
+    try:
+        line = (Path(path) / "STATUS").read_text(encoding="utf-8").partition("\n")[0]
+    except FileNotFoundError:
+        return "unknown"
+    owner = _owner(Path(path))
+    here = owner.get("host") == socket.gethostname()
+    if line == "running" and here and _started(int(owner.get("pid", 0))) != owner.get("started"):
+        return "killed"
+    return line
+
+
+def find_run(path: str | Path) -> RunFolder:
+    """The run at ``path``, which may also be a file inside its folder, such as a checkpoint.
+
+    Raises:
+        CheckpointError: if there is none, with the nearest or latest run there is.
+    """
+    path = Path(path)
+    for folder in (path, *path.parents[:2]):
+        if path.exists() and (folder / "config.yaml").is_file():
+            return RunFolder(folder)
+    if path.is_dir():
+        inside = sorted(path.rglob("config.yaml"), key=lambda file: file.stat().st_mtime)
+        raise CheckpointError(
+            f"{path} is not a run; " + (f"the latest in it is {inside[-1].parent}" if inside else "nor holds any")
+        )
+    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    others = sorted(file.parent for file in parent.glob("*/config.yaml")) or sorted(
+        file.parent for file in parent.glob("*/*/config.yaml")
+    )
+    hint = f"; the latest is {max(others, key=lambda run: (run / 'config.yaml').stat().st_mtime)}" if others else ""
+    raise CheckpointError(f"no run at {path}{hint}")
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and commit, for ``env.json``."""
+    versions: dict[str, str | None] = {}
+    for name in PACKAGES:
+        try:
+            versions[name] = metadata.version(name)
+        except metadata.PackageNotFoundError:
+            versions[name] = None
+    return {
+        "command": sys.argv,
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "host": socket.gethostname(),
+        "cpu_count": os.cpu_count(),
+        "versions": versions,
+        "git": _git(),
+    }
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """One line of strict JSON: NaN and infinities become null, tensors and arrays of one number that number."""
+    return json.dumps(_plain(record), allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # a tensor or an array, without importing what made it
+        return _plain(value.tolist())
+    return str(value)
+
+
+def _write(file: Path, text: str) -> None:
+    """Replace a file in one step, so that a reader finds the old content or the new."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
+
+
+def _identity() -> dict[str, Any]:
+    pid = os.getpid()
+    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid)}
+
+
+def _owner(path: Path) -> dict[str, Any]:
+    """Who wrote ``STATUS``; empty when it does not say."""
+    try:
+        owner = json.loads((path / "STATUS").read_text(encoding="utf-8").partition("\n")[2])
+    except (FileNotFoundError, json.JSONDecodeError):
+        return {}
+    return owner if isinstance(owner, dict) else {}
+
+
+def _started(pid: int) -> str | None:
+    """When a process of this host started, in words that only that process has; None if it is not running."""
+    if Path("/proc/self/stat").exists():
+        try:
+            fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        except (FileNotFoundError, ProcessLookupError):
+            return None
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        return None if fields[0] in "ZX" else f"{fields[19]} {boot}"
+    found = subprocess.run(["ps", "-o", "lstart=", "-p", str(pid)], capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
+
+
+def _ends_in_newline(file: BinaryIO) -> bool:
+    file.seek(-1, os.SEEK_END)
+    return file.read(1) == b"\n"
+
+
+def _git() -> dict[str, Any] | None:
+    def git(*words: str) -> str:
+        command = ["git", "-C", str(Path(__file__).parent), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+
+    try:
+        return {"commit": git("rev-parse", "HEAD"), "dirty": bool(git("status", "--porcelain"))}
+    except (OSError, subprocess.SubprocessError):
+        return None

@@ -1,0 +1,218 @@
+"""What every method shares: models, the training step, logged numbers, and checkpoints of trained weights only.
+
+A method says how statistics become values (:meth:`OracleMethod.values`); the rest is here. Axes: B rollouts,
+T response tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any, ClassVar, NamedTuple
+
+import lightning as L
+import torch
+from torch import Tensor
+
+from dinado.batch import RolloutBatch
+from dinado.errors import CheckpointError
+from dinado.models.base_lm import BaseLM
+from dinado.models.controlled_lm import ControlledLM
+from dinado.models.oracle_network import NormHead
+from dinado.models.scores import Needs, NetworkScores, PolicyScores, Scored
+from dinado.models.trainable import adapter_norm, build_full, build_lora, build_network
+from dinado.objectives.losses import LossWeights, OracleLoss, oracle_loss
+from dinado.objectives.values import TokenValues, log_beta
+from dinado.objectives.vocabulary import Link
+from experiments.config import Config
+from experiments.rules import resolved_parameters
+from lightning_modules.optim import configure
+from lightning_modules.validation import RolloutDiagnostics
+
+
+class Step(NamedTuple):
+    """One batch after model and objective."""
+
+    scored: Scored
+    values: TokenValues
+    loss: OracleLoss
+
+
+class OracleMethod(L.LightningModule):
+    """Base class of the methods.
+
+    Args:
+        config: the whole configuration.
+        base: the frozen base; adapters, if any, are injected into it here.
+    """
+
+    link: ClassVar[Link] = "identity"
+    """How an oracle network's output becomes a score."""
+    norm_input: ClassVar[str | None] = None
+    """State the step-wise norm head reads: `base`, `own`, or None for a method without one."""
+
+    def __init__(self, config: Config, base: BaseLM) -> None:
+        super().__init__()
+        self.config = config
+        self.scores = build_scores(config, base, self.link)
+        width = {"base": base.hidden_size, "own": self.scores.own_width, None: 0}[self.norm_input]
+        self.norm_head = NormHead(width) if width and self.needs_norm_head else None
+        self.loss_weights = LossWeights(
+            **{f.name: getattr(config.objective, f.name) for f in dataclasses.fields(LossWeights)}
+        )
+        self.strict_loading = False
+        self.diagnostics = RolloutDiagnostics()
+        self._clock = time.perf_counter()
+        self._tokens = 0
+
+    @property
+    def needs_norm_head(self) -> bool:
+        """Whether a norm head has anything to learn."""
+        return True
+
+    @property
+    def base(self) -> BaseLM:
+        """The frozen base."""
+        return self.scores.base
+
+    @property
+    def needs(self) -> Needs:
+        """What the models must compute; with a policy, each of these costs a pass of the base."""
+        return Needs(base_states=self.norm_head is not None and self.norm_input == "base")
+
+    def controlled(self, alpha: float | None = None) -> ControlledLM:
+        """The model that decodes what has been trained so far."""
+        return ControlledLM(self.scores, self.config.alpha if alpha is None else alpha)
+
+    def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
+        """How statistics become log R; the one thing in which methods differ."""
+        raise NotImplementedError
+
+    def norm(self, scored: Scored, batch: RolloutBatch) -> Tensor:
+        """log of the step-wise norm, ``[B, T]``."""
+        if self.norm_head is None:
+            raise ValueError("this method has no norm head")
+        state = scored.base_state_BTD if self.norm_input == "base" else scored.own_state_BTE
+        root_B = batch.root_B if self.config.targets.root == "store" else None
+        return log_beta(self.norm_head(state), root_B)
+
+    def run(self, batch: RolloutBatch) -> Step:
+        """Statistics, values and loss of a batch."""
+        scored = self.scores(batch, self.needs)
+        values = self.values(scored, batch)
+        finished_B = torch.isin(
+            batch.response_BT.gather(1, batch.response_mask_BT.sum(1, keepdim=True) - 1)[:, 0],
+            torch.tensor(self.base.eos_ids, device=batch.response_BT.device),
+        )
+        return Step(scored, values, self.loss(scored, values, batch, finished_B))
+
+    def loss(self, scored: Scored, values: TokenValues, batch: RolloutBatch, finished_B: Tensor) -> OracleLoss:
+        """Terms of the loss for each rollout."""
+        return oracle_loss(values, batch.score_B, batch.response_mask_BT, finished_B, self.loss_weights)
+
+    def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
+        """Weighted sum over the rollouts of this process, normalised by the whole optimiser step.
+
+        DDP averages over processes and Lightning over accumulated micro-batches; multiplying by both undoes that, so
+        that 1 x 8, 2 x 4 and 8 x 1 give the same update.
+        """
+        step = self.run(batch)
+        total = batch.weight_total or float(batch.weight_B.sum())
+        share = self.trainer.world_size * self.trainer.accumulate_grad_batches / total
+        loss = (step.loss.total_B * batch.weight_B).sum() * share
+        if not torch.isfinite(loss):
+            raise FloatingPointError(f"the loss became {float(loss)} at optimiser step {self.global_step}")
+        self._tokens += int(batch.response_mask_BT.sum())
+        if self.global_step % self.config.trainer.log_every == 0:
+            self.log_dict(self._train_numbers(step, batch, float(loss.detach())), on_step=True, on_epoch=False)
+        return loss
+
+    def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
+        """Collect what held-out base rollouts tell about q and R."""
+        step = self.run(batch)
+        self.diagnostics.update(batch, step.scored.statistics, step.values, step.loss)
+
+    def on_validation_epoch_end(self) -> None:
+        """Log the held-out numbers."""
+        self.log_dict({f"val/{k}": v for k, v in self.diagnostics.compute().items()}, rank_zero_only=True)
+        self.diagnostics.reset()
+
+    def configure_optimizers(self) -> Any:
+        """AdamW with warm-up, see lightning_modules/optim.py."""
+        return configure(self.config.optim, self.scores, self.norm_head)
+
+    def on_train_start(self) -> None:
+        """The base stays in eval mode; what is trained is in train mode."""
+        self.train()
+        self._clock = time.perf_counter()
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+        """Trained parameters only; the frozen base is never saved."""
+        trained = {name for name, p in self.named_parameters() if p.requires_grad}
+        return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Record which base the weights belong to."""
+        checkpoint["base_fingerprint"] = self.base.fingerprint
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Refuse weights of another base or another shape."""
+        check_checkpoint(self, checkpoint)
+
+    def _train_numbers(self, step: Step, batch: RolloutBatch, loss: float) -> dict[str, float]:
+        mask = batch.response_mask_BT.bool()
+        terms, statistics = step.loss, step.scored.statistics
+        weight_B = batch.weight_B / batch.weight_B.sum()
+        consistency = float((terms.consistency_B * weight_B).sum())
+        log_ratio = (statistics.score - statistics.log_mean)[mask]
+        log_norm = (step.values.log_v_BT if self.norm_head is None else self.norm(step.scored, batch))[mask]
+        seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
+        tokens, self._tokens = self._tokens, 0
+        return {
+            "train/loss": loss,
+            "train/oracle_ce": float((terms.token_ce_B * weight_B).sum() / mask.sum(1).float().mean()),
+            "train/positives_share": float((batch.score_B * weight_B).sum()),
+            "reg/forward_consistency": consistency,
+            "reg/forward_consistency_per_token": consistency / max(1.0, float(terms.num_links_B.float().mean())),
+            "norm/log_beta_mean": float(log_norm.mean()),
+            "norm/log_beta_std": float(log_norm.std(unbiased=False)),
+            "norm/log_ratio_max": float(log_ratio.abs().max()),
+            "norm/log_ratio_l2": float(log_ratio.square().mean().sqrt()),
+            "norm/adapter_fro": adapter_norm(self.scores),
+            "perf/tokens_per_s": tokens * self.trainer.world_size / max(seconds, 1e-9),
+            "perf/peak_memory_mb": peak_memory_mb(),
+        }
+
+
+def build_scores(config: Config, base: BaseLM, link: Link) -> NetworkScores | PolicyScores:
+    """What the configuration trains."""
+    kind = resolved_parameters(config)
+    if kind == "network":
+        return build_network(base, link, seed=config.seed, **dataclasses.asdict(config.network))
+    return build_full(base) if kind == "full" else build_lora(base, seed=config.seed, **dataclasses.asdict(config.lora))
+
+
+def check_checkpoint(method: OracleMethod, checkpoint: dict[str, Any]) -> None:
+    """Raise :class:`CheckpointError` unless the checkpoint holds exactly this method's trained parameters."""
+    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    wanted = {name: tuple(p.shape) for name, p in method.named_parameters() if p.requires_grad}
+    if saved != wanted:
+        odd = sorted(set(saved.items()) ^ set(wanted.items()))[0]
+        raise CheckpointError(f"the checkpoint does not fit this configuration: {odd[0]} {odd[1]} differs")
+    if checkpoint.get("base_fingerprint") != method.base.fingerprint:
+        raise CheckpointError(
+            f"the checkpoint was trained on another base than base.name={method.config.base.name} at "
+            f"temperature {method.config.base.temperature}"
+        )
+
+
+def peak_memory_mb() -> float:
+    """Peak memory of this process: on the GPU when there is one, else resident."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 2**20
+    import resource
+    import sys
+
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+

@@ -1,0 +1,54 @@
+"""Stopping without losing anything."""
+
+from __future__ import annotations
+
+import signal
+import threading
+from types import FrameType
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+
+
+class GracefulStop(Callback):
+    """First Ctrl-C or SIGTERM: finish the optimiser step, then stop. Second Ctrl-C: stop now.
+
+    Every process has to agree on the step to stop at, so the flag is reduced over processes; that needs a collective,
+    which is run every ``every`` optimiser steps only.
+    """
+
+    def __init__(self, every: int = 1) -> None:
+        self.received: int | None = None
+        self.every = every
+        self._previous: dict[int, Any] = {}
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Install the handlers; only the main thread may."""
+        if threading.current_thread() is threading.main_thread() and not self._previous:
+            for number in (signal.SIGINT, signal.SIGTERM):
+                self._previous[number] = signal.signal(number, self._handle)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Stop together after an optimiser step."""
+        if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
+            return
+        flag = float(self.received or 0)
+        if trainer.world_size > 1:
+            flag = float(trainer.strategy.reduce(torch.tensor(flag, device=trainer.strategy.root_device), reduce_op="sum"))
+        if flag:
+            self.received = self.received or signal.SIGTERM
+            trainer.should_stop = True
+
+    def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Give the handlers back."""
+        for number, previous in self._previous.items():
+            signal.signal(number, previous)
+        self._previous = {}
+
+    def _handle(self, number: int, frame: FrameType | None) -> None:
+        if self.received is not None and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        self.received = number
+        print("\nstopping after this step (Ctrl-C again stops at once)", flush=True)

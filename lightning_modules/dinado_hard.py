@@ -1,0 +1,33 @@
+"""DiNADO-Hard: R telescopes from the root, so forward consistency holds by construction.
+
+The published text names Hard and gives no equations; this is our reconstruction (docs/methods.md).
+"""
+
+from __future__ import annotations
+
+import torch
+from torch.nn import functional as F
+
+from dinado.batch import RolloutBatch
+from dinado.models.scores import Scored
+from dinado.objectives.values import TokenValues, hard_values
+from lightning_modules.base import OracleMethod
+
+
+class DinadoHard(OracleMethod):
+    """log R = log R(c) + sum of log(q / p); only the root R(c) has a norm head, and none if the store knows it."""
+
+    norm_input = "base"
+
+    @property
+    def needs_norm_head(self) -> bool:
+        """A root taken from the store leaves nothing to learn."""
+        return self.config.targets.root == "learned"
+
+    def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
+        """Values telescope from the root."""
+        if self.norm_head is None:
+            log_root_B = torch.log(batch.root_B.float())
+        else:
+            log_root_B = F.logsigmoid(self.norm_head(scored.base_state_BTD[:, :1])[:, 0])
+        return hard_values(scored.statistics, log_root_B)

@@ -1,0 +1,103 @@
+"""Evaluate a trained method: held-out rollouts for KL and R, fresh samples for success, base and best-of-n beside it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+
+from datamodules.rollout_datamodule import RolloutDataModule
+from datamodules.stores import val_store
+from datamodules.tasks import Task
+from dinado.evaluation.exact import exact_base_row, exact_row
+from dinado.evaluation.rows import Row, best_of, row_of, without_kl
+from dinado.evaluation.samples import JudgedSamples, sample_and_judge
+from dinado.exact import ExactWorld
+from dinado.models.base_lm import BaseLM
+from dinado.rollouts.table import Rollouts
+from experiments.config import Config
+from lightning_modules.base import OracleMethod
+
+
+@dataclass
+class Report:
+    """Rows of the final table by label, and the samples behind the first and the last of them."""
+
+    rows: dict[str, Row]
+    before: JudgedSamples
+    after: JudgedSamples
+
+
+def base_rows(config: Config, base: BaseLM, task: Task) -> tuple[dict[str, Row], JudgedSamples]:
+    """Reference rows from the held-out rollouts: the base, and best-of-n of it."""
+    samples = samples_of_store(val_store(config, base, task).read())
+    with_metrics = config.eval.text_metrics and task.has_references
+    rows = {"base": row_of(samples, with_text_metrics=with_metrics)}
+    n = min(config.eval.best_of, config.eval.rollouts_per_prompt)
+    if n:
+        rows[f"best of {n}"] = without_kl(row_of(best_of(samples, n), with_text_metrics=with_metrics))
+    return rows, samples
+
+
+@torch.no_grad()
+def evaluate_method(
+    method: OracleMethod,
+    data: RolloutDataModule,
+    task: Task,
+    world: ExactWorld | None,
+    on_progress: Callable[[int], None] | None = None,
+) -> Report:
+    """All numbers of design's `val/` names for one method, with reference rows."""
+    config, base = method.config, method.base
+    method.eval()
+    rows, before = base_rows(config, base, task)
+    method.diagnostics.reset()
+    for batch in data.val_dataloader():
+        step = method.run(batch.to(base.device))
+        method.diagnostics.update(batch, step.scored.statistics, step.values, step.loss)
+    numbers = {f"val/{key}": value for key, value in method.diagnostics.compute().items()}
+    method.diagnostics.reset()
+    numbers["reg/forward_consistency"] = numbers.pop("val/forward_consistency")
+    rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
+    model = method.controlled()
+    after = sample_and_judge(
+        model,
+        base,
+        task.oracle,
+        task.val_prompts,
+        per_prompt=config.eval.samples_per_prompt,
+        max_new_tokens=config.rollouts.max_new_tokens,
+        truncated=config.rollouts.truncated,
+        seed=config.seed,
+        on_progress=on_progress,
+    )
+    row = numbers | row_of(after, with_text_metrics=config.eval.text_metrics and task.has_references)
+    if world is not None:
+        row |= exact_row(world, model, config.eval.exact_samples, config.seed)
+        rows["base"] |= exact_base_row(world)
+    rows[config.method] = row
+    return Report(rows, before, after)
+
+
+def samples_of_store(rollouts: Rollouts) -> JudgedSamples:
+    """Stored base rollouts in the form of fresh samples."""
+    prompts = [rollouts.prompts[index] for index in rollouts.prompt_index_N.tolist()]
+    log_p = rollouts.log_p_N.tolist()
+    return JudgedSamples(
+        prompts,
+        [rollouts.text(row) for row in range(len(rollouts))],
+        rollouts.finished_N.tolist(),
+        rollouts.score_N.tolist(),
+        log_p,
+        log_p,
+        rollouts.length_N.tolist(),
+    )
+
+
+def _gap(samples: JudgedSamples) -> float:
+    """Mean over prompts of -log R(c), where some rollout is positive: the base's own KL(q*||p)."""
+    rates = [sum(group) / len(group) for group in samples.per_prompt(samples.score)]
+    gaps = [-math.log(rate) for rate in rates if rate > 0]
+    return sum(gaps) / len(gaps) if gaps else math.nan

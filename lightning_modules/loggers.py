@@ -1,0 +1,64 @@
+"""Where numbers go: the run's own metrics.jsonl always, Weights & Biases when asked for."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from typing import Any
+
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+
+from experiments.config import Config
+from experiments.run_folder import RunFolder
+
+
+class MetricsFile(Logger):
+    """Lightning logger that appends to ``metrics.jsonl``, one object for each step."""
+
+    def __init__(self, folder: RunFolder) -> None:
+        super().__init__()
+        self.folder = folder
+
+    @property
+    def name(self) -> str:
+        """Experiment."""
+        return self.folder.path.parent.name
+
+    @property
+    def version(self) -> str:
+        """Run id."""
+        return self.folder.run_id
+
+    @rank_zero_only
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
+        """The resolved configuration is in config.yaml already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Append the numbers of a step."""
+        numbers = {key: value for key, value in metrics.items() if key != "epoch"}
+        self.folder.append_metrics({"step": step or 0, **numbers})
+
+
+def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
+    """The loggers of a run. WANDB_MODE in the environment wins over ``logging.wandb``."""
+    loggers: list[Logger] = [MetricsFile(folder)]
+    mode = os.environ.get("WANDB_MODE", config.logging.wandb)
+    if mode not in ("off", "disabled"):
+        from lightning.pytorch.loggers import WandbLogger
+
+        loggers.append(
+            WandbLogger(
+                project=config.logging.project,
+                name=config.logging.name or f"{folder.path.parent.name}/{config.method}",
+                id=folder.run_id,
+                save_dir=str(folder.path),
+                tags=config.logging.tags,
+                config=dataclasses.asdict(config),
+                resume="allow",
+                # WandbLogger(offline=True) would set WANDB_MODE for every process started from here.
+                mode=mode,
+            )
+        )
+    return loggers

@@ -1,0 +1,112 @@
+"""Bases and trained runs from what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinado.errors import CheckpointError, ConfigError
+from dinado.exact import EnumeratedWorld, ExactWorld, MarkovWorld
+from dinado.models.base_lm import BaseLM
+from dinado.models.catalogue import resolve_base
+from dinado.models.markov import build_markov
+from dinado.models.scores import PolicyScores
+from dinado.models.tiny_gpt2 import build_tiny_gpt2
+from dinado.models.trainable import merge_adapters
+from dinado.oracles.tokens import token_dfa
+from experiments.config import Config
+from experiments.loader import from_run_folder
+from experiments.run_folder import find_run
+from lightning_modules.base import OracleMethod, check_checkpoint
+from lightning_modules.build import build_method
+
+EXACT_TASKS = ("exact_world", "exact_gpt2")
+
+
+def build_base(config: Config) -> BaseLM:
+    """The frozen base that a configuration names: an exact world's, an earlier run's, or a Hugging Face model."""
+    task, settings = config.task, config.base
+    if task.name == "exact_world":
+        model, tokenizer = build_markov(task.vocab_size, task.seed, task.required, task.rarity)
+        return BaseLM(model, tokenizer, temperature=settings.temperature, name="markov")
+    if task.name == "exact_gpt2":
+        model, tokenizer = build_tiny_gpt2(task.vocab_size, task.seed)
+        return BaseLM(model, tokenizer, temperature=settings.temperature, name="tiny-gpt2")
+    if settings.run is not None:
+        return base_of_run(settings.run, config)
+    return BaseLM.load(
+        resolve_base(settings.name, Path(config.data.cache)),
+        revision=settings.revision,
+        dtype=settings.dtype,
+        name=settings.name,
+        temperature=settings.temperature,
+        chat_template=settings.chat_template,
+        system_prompt=settings.system_prompt,
+    )
+
+
+def base_of_run(run: str, config: Config) -> BaseLM:
+    """An earlier run's policy as a plain model, adapters folded in, with its own prompt format and temperature."""
+    method = restore_method(run)
+    scores = method.scores
+    if not isinstance(scores, PolicyScores):
+        raise ConfigError(
+            f"base.run={run}: a run of method={method.config.method} with an oracle network is not a language model of "
+            "its own; take a run that trained the model (sft, dinado_merge, or dinado_hard with parameters=lora)"
+        )
+    model = merge_adapters(scores.policy)
+    settings = method.config.base
+    return BaseLM(
+        model,
+        scores.policy.tokenizer,
+        # The policy was trained as softmax(logits / its temperature); this run's setting comes on top of nothing else.
+        temperature=config.base.temperature if config.base.temperature != 1.0 else settings.temperature,
+        chat_template=settings.chat_template,
+        system_prompt=settings.system_prompt,
+        name=f"run {Path(run).name}",
+    )
+
+
+def restore_method(run: str | Path, base: BaseLM | None = None) -> OracleMethod:
+    """The trained method of a run, from its ``checkpoints/last.ckpt``.
+
+    Args:
+        base: the run's base, if it has been loaded already.
+
+    Raises:
+        CheckpointError: no such run, no checkpoint yet, or one that does not fit.
+    """
+    folder = find_run(run)
+    config = from_run_folder(folder.path).config
+    method = build_method(config, base or build_base(config))
+    check_and_load(method, load_checkpoint(folder.path))
+    return method.eval()
+
+
+def check_and_load(method: OracleMethod, checkpoint: dict[str, Any]) -> None:
+    """Load trained parameters, refusing a checkpoint that does not fit exactly."""
+    check_checkpoint(method, checkpoint)
+    method.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def load_checkpoint(run: Path) -> dict[str, Any]:
+    """A run's last checkpoint, read without executing anything in it."""
+    file = run / "checkpoints" / "last.ckpt"
+    if not file.is_file():
+        raise CheckpointError(f"run {run} has no checkpoint yet ({file} is missing)")
+    try:
+        return torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:
+        raise CheckpointError(f"{file} is damaged ({type(error).__name__}); start the run again") from None
+
+
+def build_world(config: Config, base: BaseLM) -> ExactWorld | None:
+    """The exact world of an exact task, None for any other."""
+    task = config.task
+    if task.name not in EXACT_TASKS:
+        return None
+    dfa = token_dfa(task.vocab_size, task.required, task.avoided, task.ends_with)
+    kind = MarkovWorld if task.name == "exact_world" else EnumeratedWorld
+    return kind.from_model(base.model, task.length, dfa, base.temperature)

@@ -1,0 +1,166 @@
+"""One training run from settings to final table: what ``train.py`` does once it knows what is wanted."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import signal
+from dataclasses import dataclass, field
+
+import lightning as L
+import torch
+from rich.console import Console
+from rich.logging import RichHandler
+
+from datamodules.prepare import prepare_rollouts
+from datamodules.rollout_datamodule import RolloutDataModule
+from datamodules.stores import stores_of_run
+from datamodules.tasks import build_task
+from dinado.evaluation.exact import exact_base_row
+from dinado.evaluation.rows import Row
+from dinado.evaluation.table import first_samples, print_samples, print_table
+from experiments.config import Config
+from experiments.run_folder import RunFolder, is_writer
+from lightning_modules.build import build_method
+from lightning_modules.evaluation import Report, base_rows, evaluate_method
+from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
+from lightning_modules.training import build_trainer, checkpoint_to_resume, count_parameters
+
+
+@dataclass
+class Outcome:
+    """How a run ended."""
+
+    metrics: Row = field(default_factory=dict)
+    exit_code: int = 0
+    is_writer: bool = True
+
+
+def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Outcome:
+    """Collect rollouts, train, evaluate, report.
+
+    Args:
+        resume: continue from the run's last checkpoint.
+        quiet: no tables (stdout belongs to ``--json``).
+    """
+    console = _console(quiet)
+    L.seed_everything(config.seed, workers=True, verbose=False)
+    base, task = build_base(config), build_task(config)
+    world = build_world(config, base)
+    console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
+    rollouts_per_s = prepare_rollouts(config, base, task)
+    data = RolloutDataModule(config, base, task)
+    data.setup("fit")
+    method = build_method(config, base)
+    trained, total = count_parameters(method)
+    console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
+    trainer, stop = build_trainer(config, folder, data.accumulation)
+    checkpoint = checkpoint_to_resume(folder) if resume else None
+    if checkpoint is not None:
+        check_and_load(method, load_checkpoint(folder.path))
+        folder.truncate_metrics(int(load_checkpoint(folder.path)["global_step"]))
+    for logger in trainer.loggers:
+        logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
+    trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    trainer.save_checkpoint(folder.path / "checkpoints" / "last.ckpt")
+    writer = trainer.is_global_zero
+    if stop.received is not None:
+        folder.mark("interrupted", signal.Signals(stop.received).name)
+        if writer:
+            console.print(f"stopped at step {trainer.global_step}; continue with: python train.py --resume {folder.path}")
+        return Outcome({}, 128 + stop.received, writer)
+    if trainer.world_size > 1:
+        trainer.strategy.teardown()
+        torch.distributed.destroy_process_group()
+    if not writer:
+        return Outcome(is_writer=False)
+    with console.status("evaluating"):
+        report = evaluate_method(method, data, task, world)
+    metrics = final_metrics(config, report, folder) | data.summary
+    folder.append_metrics({"step": config.optim.steps, **metrics})
+    for logger in trainer.loggers[1:]:
+        logger.log_metrics(metrics, step=config.optim.steps)
+    _show(console, config, report, task.name)
+    return Outcome(metrics)
+
+
+def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:
+    """The method's row, the reference rows under their own prefixes, and sample texts beside them on disk."""
+    metrics = dict(report.rows[config.method])
+    for label, prefix in (("base", "base"), *((k, "best_of_n") for k in report.rows if k.startswith("best of"))):
+        metrics |= {f"{prefix}/{key.removeprefix('val/')}": value for key, value in report.rows[label].items()}
+    if is_writer():
+        samples = folder.path / "samples"
+        samples.mkdir(exist_ok=True)
+        for name, records in (("before", report.before), ("after", report.after)):
+            lines = [json.dumps(record) for record in first_samples(records, len(records.texts))]
+            (samples / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
+        (folder.path / "table.json").write_text(json.dumps(report.rows, indent=2) + "\n", encoding="utf-8")
+    return metrics
+
+
+def dry_run(config: Config) -> None:
+    """Build everything, print the sizes, take no step and sample nothing."""
+    console = _console(False)
+    base, task = build_base(config), build_task(config)
+    method = build_method(config, base)
+    trained, total = count_parameters(method)
+    console.print(f"base {base.name}, {len(task.train_prompts)} training and {len(task.val_prompts)} held-out prompts")
+    for store in stores_of_run(config, base, task):
+        missing = sum(len(store.spec.block(block)) for block in store.missing_blocks()) * store.spec.per_prompt
+        everything = len(store.spec.prompts) * store.spec.per_prompt
+        console.print(f"{store.spec.split} rollouts: {everything - missing} of {everything} stored in {store.folder}")
+    console.print(
+        f"method {config.method}: {trained:,} of {total:,} parameters trained, {config.optim.steps} steps of "
+        f"{config.optim.batch_size} rollouts, optimiser state {trained * 8 / 2**20:.0f} MB"
+    )
+
+
+def _console(quiet: bool) -> Console:
+    console = Console(stderr=quiet)
+    level = logging.INFO if is_writer() else logging.ERROR
+    logging.basicConfig(
+        level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)], force=True
+    )
+    for noisy in ("httpx", "transformers", "lightning.pytorch", "datasets"):
+        logging.getLogger(noisy).setLevel(logging.WARNING)
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    console.quiet = not is_writer()
+    return console
+
+
+def _show(console: Console, config: Config, report: Report, task: str) -> None:
+    print_table(console, report.rows, f"{task}: held-out prompts, 95 % intervals over prompts")
+    if config.eval.show and any(report.after.texts):
+        print_samples(console, report.before, report.after, config.eval.show, config.method)
+
+
+def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
+    """Evaluate a trained run afresh; settings may differ from those it was trained with where weights allow."""
+    console = _console(quiet)
+    base, task = build_base(config), build_task(config)
+    prepare_rollouts(config, base, task)
+    method = build_method(config, base)
+    check_and_load(method, load_checkpoint(folder.path))
+    data = RolloutDataModule(config, base, task)
+    data.setup("validate")
+    with console.status("evaluating"):
+        report = evaluate_method(method, data, task, build_world(config, base))
+    _show(console, config, report, task.name)
+    return report.rows[config.method]
+
+
+def evaluate_base(config: Config, *, quiet: bool) -> Row:
+    """Evaluate a base alone from its held-out rollouts."""
+    console = _console(quiet)
+    base, task = build_base(config), build_task(config)
+    prepare_rollouts(config, base, task)
+    rows, samples = base_rows(config, base, task)
+    world = build_world(config, base)
+    if world is not None:
+        rows["base"] |= exact_base_row(world)
+    print_table(console, rows, f"{task.name}: the base, before training")
+    for record in first_samples(samples, config.eval.show):
+        console.print(f"{record['prompt']}\n  {record['text']}", markup=False)
+    return rows["base"]

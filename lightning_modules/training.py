@@ -1,0 +1,67 @@
+"""The Trainer of a run, and what happens around ``fit``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import lightning as L
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.strategies import DDPStrategy
+
+from experiments.config import Config
+from experiments.run_folder import RunFolder
+from lightning_modules.base import OracleMethod
+from lightning_modules.callbacks import GracefulStop
+from lightning_modules.loggers import build_loggers
+
+
+def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple[L.Trainer, GracefulStop]:
+    """A Trainer that counts in optimiser steps and keeps ``checkpoints/last.ckpt`` up to date."""
+    settings = config.trainer
+    stop = GracefulStop()
+    checkpoints = ModelCheckpoint(
+        folder.path / "checkpoints",
+        save_last=True,
+        save_top_k=0,
+        every_n_train_steps=settings.checkpoint_every,
+        enable_version_counter=False,
+    )
+    callbacks: list[Callback] = [stop, checkpoints]
+    if settings.progress:
+        callbacks.append(RichProgressBar())
+    several = settings.devices * settings.num_nodes > 1
+    every = settings.val_every * accumulation
+    trainer = L.Trainer(
+        accelerator=settings.accelerator,
+        devices=settings.devices,
+        num_nodes=settings.num_nodes,
+        precision=settings.precision,
+        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+        max_steps=config.optim.steps,
+        accumulate_grad_batches=accumulation,
+        gradient_clip_val=config.optim.clip_norm or None,
+        val_check_interval=every if every else 1.0,
+        check_val_every_n_epoch=None if every else 1,
+        limit_val_batches=1.0 if settings.val_every else 0,
+        num_sanity_val_steps=0,
+        log_every_n_steps=1,
+        logger=build_loggers(config, folder),
+        callbacks=callbacks,
+        enable_progress_bar=settings.progress,
+        enable_model_summary=False,
+        use_distributed_sampler=False,
+        default_root_dir=str(folder.path),
+    )
+    return trainer, stop
+
+
+def checkpoint_to_resume(folder: RunFolder) -> Path | None:
+    """``last.ckpt`` of a run, None when it was stopped before the first one."""
+    file = folder.path / "checkpoints" / "last.ckpt"
+    return file if file.is_file() else None
+
+
+def count_parameters(method: OracleMethod) -> tuple[int, int]:
+    """Trained and all parameters."""
+    everything = list(method.parameters())
+    return sum(p.numel() for p in everything if p.requires_grad), sum(p.numel() for p in everything)

@@ -1,0 +1,61 @@
+"""Threads and fixtures for all tests. The environment is set before torch is first imported."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["WANDB_MODE"] = "disabled"
+
+import pytest
+import torch
+
+torch.set_num_threads(1)
+
+LAUNCHER_VARIABLES = (
+    "DINADO_RUN_ID RANK LOCAL_RANK NODE_RANK WORLD_SIZE SLURM_JOB_ID SLURM_PROCID TORCHELASTIC_RUN_ID WANDB_RUN_ID"
+)
+
+
+@pytest.fixture(autouse=True)
+def single_process(monkeypatch: pytest.MonkeyPatch) -> None:
+    """No test sees the launcher that the test run itself may have, or leaves a run id behind."""
+    for name in LAUNCHER_VARIABLES.split():
+        monkeypatch.setenv(name, "")  # registers the old state, which is restored even if the test sets the variable
+        monkeypatch.delenv(name)
+
+
+@pytest.fixture(scope="session")
+def data_root() -> Path:
+    """Real data: the folder DINADO_DATA, or one that lies beside the checkout."""
+    root = Path(os.environ.get("DINADO_DATA") or ROOT.parent / "shared" / "data")
+    if not root.is_dir():
+        pytest.skip("needs real data: set DINADO_DATA to a data root")
+    return root
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """An empty folder for `data.cache`."""
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def write(tmp_path: Path) -> Callable[..., str]:
+    """Write a YAML file and return its path, ready for ``loader.load``."""
+
+    def to(text: str, name: str = "mine") -> str:
+        (tmp_path / f"{name}.yaml").write_text(text)
+        return str(tmp_path / f"{name}.yaml")
+
+    return to

@@ -1,0 +1,405 @@
+"""Batches: the same optimiser steps on any number of processes, every row once an epoch, exact resuming."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from lightning import LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from torch import Tensor, nn
+
+from datamodules.batching import BatchPlan, accumulation, held_out_batches
+from datamodules.rollout_datamodule import RolloutDataModule
+from datamodules.rows import Rows
+from datamodules.stores import stores_of_run
+from datamodules.tasks import Task
+from dinado.batch import RolloutBatch
+from dinado.errors import CheckpointError, ConfigError, DataError, StoreError
+from dinado.models.base_lm import BaseLM
+from dinado.models.markov import build_markov
+from dinado.oracles import Oracle
+from dinado.prompt import Prompt
+from dinado.rollouts.collect import collect
+from experiments.config import Config
+
+TEXTS = ["1", "2 3", "4", "3 3 1", "2"]
+
+
+class HasTwo(Oracle):
+    """1 where the word 2 occurs."""
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return [float("2" in text.split()) for text in texts]
+
+
+def prompts(split: str) -> list[Prompt]:
+    return [
+        Prompt(f"{split}{i}", text, {"references": ["1 2", "2"]})
+        for i, text in enumerate(TEXTS if split == "train" else TEXTS[::-1])
+    ]
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseLM:
+    return BaseLM(*build_markov(5, seed=3))
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    return Task("colours", prompts("train"), prompts("val"), HasTwo(), has_references=True)
+
+
+def make_config(cache: Path, **settings: object) -> Config:
+    """Dots in a setting's name are written as two underscores."""
+    config = Config()
+    config.data.cache = str(cache)
+    config.rollouts.per_prompt, config.rollouts.max_new_tokens, config.rollouts.block_size = 14, 6, 2
+    config.eval.rollouts_per_prompt = 6
+    config.optim.batch_size, config.optim.rows_per_prompt, config.optim.steps = 16, 4, 9
+    for name, value in settings.items():
+        section, _, leaf = name.rpartition("__")
+        setattr(getattr(config, section) if section else config, leaf, value)
+    return config
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+def make_data(
+    cache: Path, base: BaseLM, task: Task, rank: int = 0, world: int = 1, **settings: object
+) -> RolloutDataModule:
+    config = make_config(cache, **settings)
+    for store in stores_of_run(config, base, task):
+        if not store.is_complete():
+            collect(base, task.oracle, store)
+    data = RolloutDataModule(config, base, task)
+    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
+    data.setup("fit")
+    return data
+
+
+def rows_of(batch: RolloutBatch) -> list[tuple]:
+    """Rows of a batch as comparable values, without any padding."""
+    found = []
+    for row in range(batch.num_rows):
+        prompt = int(batch.prompt_of_row_B[row])
+        real_S, real_T = batch.prompt_mask_PS[prompt].bool(), batch.response_mask_BT[row].bool()
+        found.append(
+            (
+                tuple(batch.prompt_ids_PS[prompt][real_S].tolist()),
+                tuple(batch.response_BT[row][real_T].tolist()),
+                tuple(batch.log_p_BT[row][real_T].tolist()),
+                float(batch.score_B[row]),
+                float(batch.weight_B[row]),
+                float(batch.root_B[row]),
+            )
+        )
+    return found
+
+
+def expected_rows(data: RolloutDataModule, split: str = "train") -> list[tuple]:
+    rows = data.rows if split == "train" else data.val_rows
+    found = []
+    for row in range(len(rows)):
+        tokens, log_p = rows.response(row)
+        text = prompts(split)[rows.prompt_index_N[row]].text
+        numbers = (float(rows.score_N[row]), float(rows.weight_N[row]), float(rows.root_N[row]))
+        found.append((tuple(map(int, text.split())), tuple(tokens.tolist()), tuple(log_p.tolist()), *numbers))
+    return found
+
+
+def steps(data: RolloutDataModule) -> list[list[RolloutBatch]]:
+    """The micro-batches of each optimiser step."""
+    batches = list(data.train_dataloader())
+    assert len(batches) == len(data.train_dataloader())
+    return [batches[i : i + data.accumulation] for i in range(0, len(batches), data.accumulation)]
+
+
+@pytest.mark.parametrize("weights", ["uniform", "importance"])
+def test_one_by_eight_is_two_by_four_is_eight_by_one(
+    shared_cache: Path, base: BaseLM, task: Task, weights: str
+) -> None:
+    settings = {"targets__weights": weights, "rollouts__temperature": 1.3}
+    plans = []
+    for world, micro in [(1, 2), (2, 2), (4, 2), (8, 2), (1, None), (2, 4), (8, None)]:
+        per_step: list[list[RolloutBatch]] = [[] for _ in range(9)]
+        for rank in range(world):
+            data = make_data(shared_cache, base, task, rank, world, optim__micro_batch=micro, **settings)
+            for step, batches in enumerate(steps(data)):
+                assert len(batches) == 16 // world // (micro or 16 // world)
+                assert all(batch.num_rows == (micro or 16 // world) for batch in batches)
+                per_step[step] += batches
+        for batches in per_step:
+            total = sum(float(batch.weight_B.sum()) for batch in batches)
+            assert all(batch.weight_total == pytest.approx(total, rel=1e-6) for batch in batches)
+        plans.append([sorted(row for batch in batches for row in rows_of(batch)) for batches in per_step])
+    assert all(plan == plans[0] for plan in plans)
+    assert any(row[4] != 1 for row in plans[0][0]) == (weights == "importance")
+
+
+def test_every_row_once_an_epoch(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    """70 rows in steps of 16: 35 steps are 8 epochs."""
+    data = make_data(shared_cache, base, task, optim__steps=35)
+    seen = [rows_of(batch) for batches in steps(data) for batch in batches]
+    rows = expected_rows(data)
+    assert Counter(row for batch in seen for row in batch) == Counter(rows * 8)
+    # An epoch ends within the fifth step, so four steps hold no row twice.
+    assert not Counter(row for batch in seen[:4] for row in batch) - Counter(rows)
+    assert seen[:4] != seen[4:8]
+
+
+def test_rows_of_a_prompt_travel_together(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    """14 rows of each of 5 prompts give groups of 4, 4, 4 and 2; a step is at most a few of them."""
+    rows = make_data(shared_cache, base, task).rows
+    plan = BatchPlan(rows, np.arange(len(rows)), batch_size=70, rows_per_prompt=4, seed=0)
+    prompt_B = rows.prompt_index_N[plan.step(0)]
+    runs = 1 + np.count_nonzero(np.diff(prompt_B))
+    assert runs <= 5 * 4
+    alone = BatchPlan(rows, np.arange(len(rows)), batch_size=70, rows_per_prompt=1, seed=0)
+    assert 1 + np.count_nonzero(np.diff(rows.prompt_index_N[alone.step(0)])) > 30
+
+
+def test_micro_batches_hold_similar_lengths() -> None:
+    length_N = np.array([1, 9] * 32)
+    ones_N = np.ones(64, dtype=np.float32)
+    rows = Rows(np.repeat(np.arange(64), 1), length_N, ones_N, ones_N, ones_N, lambda row: (ones_N, ones_N))
+    for step in range(3):
+        order = length_N[BatchPlan(rows, np.arange(64), 16, 1, seed=0).step(step)]
+        assert (np.diff(order) >= 0).all()
+
+
+def test_the_seed_decides_the_order(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    def first(seed: int) -> list[tuple]:
+        return rows_of(next(iter(make_data(shared_cache, base, task, seed=seed).train_dataloader())))
+
+    assert first(0) == first(0)
+    assert first(0) != first(1)
+
+
+def test_a_batch_is_what_the_base_would_read(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    batch = next(iter(make_data(shared_cache, base, task).train_dataloader()))
+    log_p_BT = base.log_probs(batch)
+    assert torch.allclose(log_p_BT, batch.log_p_BT, atol=1e-5)
+    assert len(batch.prompt_ids_PS) == len(set(map(tuple, batch.prompt_ids_PS.tolist())))
+    assert batch.prompt_mask_PS[:, -1].all() and batch.response_mask_BT[:, 0].all()
+    ids_PS, _ = base.encode_prompts([task.train_prompts[i] for i in batch.prompt_index_P.tolist()])
+    assert torch.equal(ids_PS, batch.prompt_ids_PS)
+
+
+def test_weights_and_roots(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    data = make_data(
+        shared_cache, base, task, targets__weights="importance", targets__clip=0.0, rollouts__temperature=1.3
+    )
+    store = stores_of_run(data.config, base, task)[0].read()
+    for prompt in range(5):
+        mine = data.rows.prompt_index_N == prompt
+        w = np.exp(store.log_p_N - store.log_s_N)[mine]
+        w = w / w.mean()
+        np.testing.assert_allclose(data.rows.weight_N[mine], w, rtol=1e-4)
+        root = ((w * store.score_N[mine]).sum() + 0.5) / (w.sum() + 1)
+        np.testing.assert_allclose(data.rows.root_N[mine], root, rtol=1e-4)
+    weights = [data.rows.weight_N[data.rows.prompt_index_N == prompt].astype(float) for prompt in range(5)]
+    ess = np.mean([w.sum() ** 2 / (w**2).sum() / 14 for w in weights])
+    assert data.summary["weights/ess_fraction"] == pytest.approx(ess, rel=1e-4)
+    assert data.summary["weights/max_share"] == pytest.approx(max(w.max() / w.sum() for w in weights), rel=1e-4)
+    assert set(data.summary) > {"rollouts/success", "rollouts/distinct", "rollouts/truncated"}
+
+
+def test_importance_weights_are_clipped(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    settings = {"targets__weights": "importance", "rollouts__temperature": 1.3}
+    free = make_data(shared_cache, base, task, targets__clip=0.0, **settings)
+    clipped = make_data(shared_cache, base, task, targets__clip=1.2, **settings)
+    assert clipped.rows.weight_N.max() < free.rows.weight_N.max()
+    assert clipped.summary["weights/ess_fraction"] > free.summary["weights/ess_fraction"]
+
+
+@pytest.mark.parametrize("world", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("micro", [None, 1])
+def test_every_held_out_rollout_once(
+    shared_cache: Path, base: BaseLM, task: Task, world: int, micro: int | None
+) -> None:
+    seen, counts = [], set()
+    for rank in range(world):
+        size = world * (12 if world < 5 else 6)
+        data = make_data(shared_cache, base, task, rank, world, optim__micro_batch=micro, optim__batch_size=size)
+        batches = list(data.val_dataloader())
+        assert len(batches) == len(data.val_dataloader())
+        counts.add(len(batches))
+        for batch in batches:
+            if batch.weight_total == 0:
+                assert not batch.weight_B.any() and batch.num_rows > 0
+                continue
+            assert batch.weight_total == float(batch.weight_B.sum())
+            assert batch.prompt_index_P is not None
+            # A whole prompt at a time, each on one process.
+            assert (torch.bincount(batch.prompt_of_row_B) == 6).all()
+            assert (batch.prompt_index_P % world == rank).all()
+            seen += rows_of(batch)
+    assert Counter(seen) == Counter(expected_rows(data, "val"))
+    assert len(counts) == 1
+
+
+def test_held_out_batches_take_whole_prompts() -> None:
+    prompt_index_N = np.repeat([3, 5, 9], [4, 2, 4])
+    batches = held_out_batches(prompt_index_N, 0, 2, rows=9)
+    assert [batch.tolist() for batch in batches if batch is not None] == [[0, 1, 2, 3, 6, 7, 8, 9]]
+    assert len(held_out_batches(prompt_index_N, 1, 2, rows=9)) == 1
+    assert held_out_batches(prompt_index_N, 3, 4, rows=9) == [None]
+
+
+def test_held_out_rollouts_are_draws_from_the_base(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    data = make_data(shared_cache, base, task, targets__weights="importance", rollouts__temperature=1.3)
+    val = stores_of_run(data.config, base, task)[1].read()
+    assert (val.log_p_N == val.log_s_N).all() and (data.val_rows.weight_N == 1).all()
+
+
+def test_sft_on_positives_sees_accepted_rollouts_only(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    data = make_data(shared_cache, base, task, method="sft", optim__batch_size=8, optim__steps=20)
+    positives = [row for row in expected_rows(data) if row[3] == 1]
+    assert 8 <= len(positives) < 70
+    seen = Counter(row for batch in data.train_dataloader() for row in rows_of(batch))
+    assert set(seen) == set(positives)
+
+
+def test_too_few_positives(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    with pytest.raises(
+        DataError, match=r"of 70 training rollouts that the oracle accepts, fewer than optim.batch_size"
+    ):
+        make_data(shared_cache, base, task, method="sft", optim__batch_size=64)
+    with pytest.raises(DataError, match="there are 70 training rollouts, fewer"):
+        make_data(shared_cache, base, task, optim__batch_size=72)
+
+
+def test_sft_on_references_needs_no_rollouts(cache: Path, base: BaseLM, task: Task) -> None:
+    data = make_data(cache, base, task, method="sft", sft_data="references", optim__batch_size=10, optim__steps=2)
+    assert len(list((cache / "rollouts").iterdir())) == 1
+    first, second = (rows_of(batch) for batch in data.train_dataloader())
+    expected = [(tuple(map(int, text.split())), reference) for text in TEXTS for reference in ((1, 2, 0), (2, 0))]
+    assert Counter(row[:2] for row in first) == Counter(row[:2] for row in second) == Counter(expected)
+    assert all(row[3] == row[4] == 1 for row in first)
+    with pytest.raises(DataError, match="'train0' has no references"):
+        bare = replace(task, train_prompts=[Prompt("train0", "1")])
+        make_data(cache, base, bare, method="sft", sft_data="references")
+
+
+def test_a_store_that_is_not_complete_is_refused(cache: Path, base: BaseLM, task: Task) -> None:
+    with pytest.raises(StoreError, match="lacks 3 of 3 blocks"):
+        RolloutDataModule(make_config(cache), base, task).setup("fit")
+
+
+def test_validation_alone_needs_no_training_rollouts(cache: Path, base: BaseLM, task: Task) -> None:
+    config = make_config(cache)
+    collect(base, task.oracle, stores_of_run(config, base, task)[1])
+    data = RolloutDataModule(config, base, task)
+    data.setup("validate")
+    assert sum(batch.num_rows for batch in data.val_dataloader()) == 30
+
+
+def test_everything_cut_off(cache: Path, task: Task) -> None:
+    model, tokenizer = build_markov(5, seed=3)
+    with torch.no_grad():
+        model.lm_head.weight[0] = -50.0
+    with pytest.raises(DataError, match=r"raise rollouts\.max_new_tokens"):
+        make_data(cache, BaseLM(model, tokenizer), task, rollouts__truncated="drop")
+
+
+@pytest.mark.parametrize(("batch", "micro", "world", "expected"), [(16, 2, 2, 4), (16, None, 4, 1), (16, 16, 1, 1)])
+def test_accumulation(batch: int, micro: int | None, world: int, expected: int) -> None:
+    assert accumulation(batch, micro, world) == expected
+
+
+@pytest.mark.parametrize(("batch", "micro", "world"), [(16, None, 3), (16, 3, 1), (16, 16, 2)])
+def test_steps_that_cannot_be_shared_out(batch: int, micro: int | None, world: int) -> None:
+    with pytest.raises(ConfigError, match=r"optim\.(batch_size|micro_batch)="):
+        accumulation(batch, micro, world)
+
+
+class Recorder(LightningModule):
+    """Remembers the rows it was trained on; the one weight depends on their order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.zeros(()))
+        self.seen: list[list[tuple]] = []
+        self.val_rows = 0
+
+    def training_step(self, batch: RolloutBatch, index: int) -> Tensor:
+        self.seen.append(rows_of(batch))
+        value = (batch.log_p_BT.sum(1) * batch.weight_B).sum() / batch.weight_total
+        return (self.weight - value).square()
+
+    def validation_step(self, batch: RolloutBatch, index: int) -> None:
+        self.val_rows += batch.num_rows
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        assert math.isfinite(self.trainer.estimated_stepping_batches)  # asking this once lost the position of loaders
+        return torch.optim.SGD(self.parameters(), lr=0.1)
+
+
+def fit(data: RolloutDataModule, folder: Path, max_steps: int, ckpt: Path | None = None) -> Recorder:
+    model = Recorder()
+    trainer = Trainer(
+        max_steps=max_steps,
+        accelerator="cpu",
+        accumulate_grad_batches=data.accumulation,
+        val_check_interval=2 * data.accumulation,
+        check_val_every_n_epoch=None,
+        use_distributed_sampler=False,
+        logger=False,
+        callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1)],
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=folder,
+    )
+    trainer.fit(model, data, ckpt_path=ckpt, weights_only=True if ckpt else None)
+    assert trainer.global_step == max_steps
+    trainer.save_checkpoint(folder / f"stopped-{max_steps}.ckpt")
+    return model
+
+
+@pytest.mark.filterwarnings("error:.*not resumable.*")
+@pytest.mark.filterwarnings("ignore:The dirpath has changed")
+@pytest.mark.parametrize("micro", [4, None])
+def test_a_resumed_run_sees_exactly_the_remaining_batches(
+    shared_cache: Path, base: BaseLM, task: Task, micro: int | None, tmp_path: Path
+) -> None:
+    def data() -> RolloutDataModule:
+        return make_data(shared_cache, base, task, optim__micro_batch=micro)
+
+    whole = fit(data(), tmp_path / "whole", 9)
+    first = fit(data(), tmp_path / "first", 5)
+    assert len(whole.seen) == 9 * (16 // (micro or 16))
+    # Written on the way, and after training was stopped.
+    for path in (tmp_path / "whole" / "step=5.ckpt", tmp_path / "first" / "stopped-5.ckpt"):
+        second = fit(data(), tmp_path / "second", 9, path)
+        assert first.seen + second.seen == whole.seen
+        assert torch.equal(second.weight, whole.weight) and whole.weight != first.weight
+    # Sanity check (2 batches at most), then after steps 2, 4, 6 and 8.
+    assert whole.val_rows >= 4 * 30
+
+
+@pytest.mark.parametrize(
+    "change", [{"seed": 1}, {"optim__batch_size": 8}, {"optim__rows_per_prompt": 2}, {"optim__micro_batch": 8}]
+)
+def test_a_checkpoint_of_other_batches_is_refused(shared_cache: Path, base: BaseLM, task: Task, change: dict) -> None:
+    data = make_data(shared_cache, base, task)
+    batches = iter(data.train_dataloader())
+    for _ in range(3):
+        next(batches)
+    state = data.state_dict()
+    assert state["steps_done"] == 3
+    with pytest.raises(CheckpointError, match="cannot go on with the same batches"):
+        make_data(shared_cache, base, task, **change).load_state_dict(state)
+    other = make_data(shared_cache, base, task, optim__steps=20)
+    other.load_state_dict(state)
+    assert rows_of(next(iter(other.train_dataloader()))) == rows_of(next(batches))

@@ -1,0 +1,425 @@
+"""The rollout store: resuming, independence of the number of processes, damage, and oracles that fail."""
+
+from __future__ import annotations
+
+import logging
+import multiprocessing
+import os
+import re
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dinado.errors import DataError, OracleError, StoreError
+from dinado.models.base_lm import BaseLM
+from dinado.models.markov import build_markov
+from dinado.oracles import Oracle
+from dinado.prompt import Prompt
+from dinado.rollouts import collect as collecting
+from dinado.rollouts.collect import Progress, collect, progress_bar
+from dinado.rollouts.proposal import Proposal
+from dinado.rollouts.spec import StoreSpec
+from dinado.rollouts.store import RolloutStore
+from dinado.rollouts.table import Rollouts, store_summary
+
+PROMPTS = tuple(Prompt(f"p{i}", str(1 + i % 4), {"wanted": str(1 + i % 3)}) for i in range(7))
+
+
+class Contains(Oracle):
+    """1 where the text has the prompt's wanted word, or the last word given here."""
+
+    def __init__(self, word: str | None = None) -> None:
+        self.word = word
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        return [
+            float((self.word or prompt.data["wanted"]) in text.split())
+            for prompt, text in zip(prompts, texts, strict=True)
+        ]
+
+
+class FailsOn(Contains):
+    """NaN for one prompt."""
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        scores = super().score(prompts, texts)
+        return [float("nan") if p.id == "p4" else s for p, s in zip(prompts, scores, strict=True)]
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseLM:
+    return BaseLM(*build_markov(5, seed=3))
+
+
+def make_spec(base: BaseLM, **changes: object) -> StoreSpec:
+    settings: dict = dict(prompts=PROMPTS, split="train", per_prompt=5, max_new_tokens=6, block_size=2, seed=0)
+    return StoreSpec(base=base.fingerprint, **(settings | changes))
+
+
+def make_store(
+    cache: Path, base: BaseLM, oracle: Oracle | None = None, truncated: str = "fail", **changes: object
+) -> RolloutStore:
+    fingerprint = (oracle or Contains()).fingerprint
+    return RolloutStore(cache, make_spec(base, **changes), fingerprint, truncated)  # type: ignore[arg-type]
+
+
+def content(store: RolloutStore) -> dict[str, bytes]:
+    """Every file of a store."""
+    files = (path for path in store.folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(store.folder)): path.read_bytes() for path in files}
+
+
+def rows(rollouts: Rollouts) -> list[tuple]:
+    return [
+        (
+            int(rollouts.prompt_index_N[i]),
+            rollouts.response(i)[0].tolist(),
+            rollouts.text(i),
+            float(rollouts.score_N[i]),
+        )
+        for i in range(len(rollouts))
+    ]
+
+
+@pytest.fixture(scope="module")
+def whole(base: BaseLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of a store that was collected in one go."""
+    store = make_store(tmp_path_factory.mktemp("whole"), base)
+    collect(base, Contains(), store)
+    return content(store)
+
+
+def test_what_was_written_is_read(cache: Path, base: BaseLM) -> None:
+    store = make_store(cache, base)
+    assert store.missing_blocks() == [0, 1, 2, 3] and not store.is_complete()
+    collect(base, Contains(), store)
+    assert store.missing_blocks() == [] and store.is_complete()
+    rollouts = store.read()
+    assert len(rollouts) == 7 * 5
+    assert rollouts.prompt_index_N.tolist() == [p for p in range(7) for _ in range(5)]
+    table_VV = base.model.lm_head.weight.T.log_softmax(1)
+    for row in range(len(rollouts)):
+        tokens, log_p = rollouts.response(row)
+        prompt = PROMPTS[rollouts.prompt_index_N[row]]
+        before = [int(prompt.text), *tokens[:-1].tolist()]
+        assert log_p.tolist() == pytest.approx(
+            [float(table_VV[a, b]) for a, b in zip(before, tokens, strict=True)], abs=1e-5
+        )
+        assert rollouts.log_p_N[row] == pytest.approx(float(log_p.sum()), abs=1e-5)
+        assert rollouts.log_s_N[row] == rollouts.log_p_N[row]
+        assert rollouts.length_N[row] == len(tokens) == len(log_p)
+        assert rollouts.finished_N[row] == (tokens[-1] == 0)
+        text = " ".join(str(token) for token in tokens if token)
+        assert rollouts.text(row) == text
+        obeys = rollouts.finished_N[row] and prompt.data["wanted"] in text.split()
+        assert rollouts.score_N[row] == float(obeys)
+
+
+def test_summary_counts_by_hand(cache: Path, base: BaseLM) -> None:
+    store = make_store(cache, base, max_new_tokens=2)
+    collect(base, Contains(), store)
+    rollouts = store.read()
+    found = rows(rollouts)
+    summary = store_summary(rollouts)
+    assert summary["rollouts/success"] == pytest.approx(sum(row[3] for row in found) / 35)
+    assert summary["rollouts/distinct"] == pytest.approx(len({(row[0], row[2]) for row in found}) / 35)
+    assert summary["rollouts/truncated"] == pytest.approx(sum(row[1][-1] != 0 for row in found) / 35)
+    assert 0 < summary["rollouts/truncated"] < 1 and summary["rollouts/distinct"] < 1
+
+
+def test_manifest_can_be_read_by_people(cache: Path, base: BaseLM) -> None:
+    store = make_store(cache, base)
+    collect(base, Contains(), store)
+    text = (store.folder / "manifest.json").read_text()
+    assert all(
+        word in text for word in ('"per_prompt": 5', '"max_new_tokens": 6', '"temperature": 1.0', base.fingerprint)
+    )
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"seed": 1},
+        {"split": "val"},
+        {"per_prompt": 6},
+        {"max_new_tokens": 7},
+        {"block_size": 3},
+        {"proposal": Proposal(temperature=1.2)},
+        {"prompts": PROMPTS[:-1]},
+        {"prompts": (Prompt("other", "1"), *PROMPTS[1:])},
+        {"prompts": (Prompt("p0", "4"), *PROMPTS[1:])},
+    ],
+)
+def test_the_address_changes_with_everything_that_decides_the_texts(base: BaseLM, change: dict) -> None:
+    assert make_spec(base, **change).fingerprint != make_spec(base).fingerprint
+    assert make_spec(base).fingerprint == make_spec(base).fingerprint
+
+
+def test_the_address_changes_with_the_base(base: BaseLM) -> None:
+    other = BaseLM(*build_markov(5, seed=4))
+    assert make_spec(other).fingerprint != make_spec(base).fingerprint
+
+
+def test_train_and_val_streams_differ(cache: Path, base: BaseLM) -> None:
+    stores = [make_store(cache, base, split=split) for split in ("train", "val")]
+    for store in stores:
+        collect(base, Contains(), store)
+    assert rows(stores[0].read()) != rows(stores[1].read())
+
+
+class Stop(BaseException):
+    """Like a KeyboardInterrupt."""
+
+
+def stop_after(count: int) -> Callable[[Progress], None]:
+    def on_progress(progress: Progress) -> None:
+        if progress.done >= count:
+            raise Stop
+
+    return on_progress
+
+
+def test_resuming_after_an_interruption_gives_the_same_files(cache: Path, base: BaseLM, whole: dict) -> None:
+    store = make_store(cache, base)
+    with pytest.raises(Stop):
+        collect(base, Contains(), store, on_progress=stop_after(20))
+    assert store.missing_blocks() == [2, 3]
+    progress = collect(base, Contains(), make_store(cache, base))
+    assert progress.total == progress.done == 15
+    assert content(store) == whole
+
+
+def test_killed_in_the_middle_of_a_block(
+    cache: Path, base: BaseLM, whole: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The texts of block 1 are there, its scores are not."""
+    real = RolloutStore.write_scores
+
+    def write_scores(self: RolloutStore, block: int, score_N: np.ndarray) -> None:
+        if block == 1:
+            raise Stop
+        real(self, block, score_N)
+
+    store = make_store(cache, base)
+    with monkeypatch.context() as patch:
+        patch.setattr(RolloutStore, "write_scores", write_scores)
+        with pytest.raises(Stop):
+            collect(base, Contains(), store)
+    assert store.has_texts(1) and not store.has_scores(1)
+    progress = collect(base, Contains(), store)
+    assert content(store) == whole
+    assert progress.tokens < sum(int(length) for length in store.read().length_N)
+
+
+def test_a_killed_process_leaves_whole_blocks(cache: Path, base: BaseLM, whole: dict) -> None:
+    """SIGKILL before the third block's file has its name; this process goes on."""
+
+    def until_killed() -> None:
+        def die(descriptor: int) -> None:
+            if "block-00002.arrow" in os.readlink(f"/proc/self/fd/{descriptor}"):
+                os.kill(os.getpid(), signal.SIGKILL)
+
+        os.fsync = die
+        collect(base, Contains(), make_store(cache, base))
+
+    process = multiprocessing.get_context("fork").Process(target=until_killed)
+    process.start()
+    process.join(60)
+    assert process.exitcode == -signal.SIGKILL
+    store = make_store(cache, base)
+    assert store.missing_blocks() == [2, 3]
+    collect(base, Contains(), store)
+    assert {name: data for name, data in content(store).items() if "tmp" not in name}.items() >= whole.items()
+
+
+@pytest.mark.parametrize("world_size", [2, 3, 9])
+@pytest.mark.parametrize("backwards", [False, True])
+def test_the_number_of_processes_changes_nothing(
+    cache: Path, base: BaseLM, whole: dict, world_size: int, backwards: bool
+) -> None:
+    store = make_store(cache, base)
+    for rank in sorted(range(world_size), reverse=backwards):
+        # Each process sees what the others have written so far, as when one starts late.
+        collect(base, Contains(), make_store(cache, base), rank=rank, world_size=world_size)
+    assert content(store) == whole
+
+
+def test_a_process_does_only_its_own_blocks_and_waits_for_others(cache: Path, base: BaseLM) -> None:
+    store = make_store(cache, base)
+    collect(base, Contains(), store, rank=0, world_size=2)
+    assert store.missing_blocks() == [1, 3]
+    with pytest.raises(StoreError, match="lacks 2 of 4 blocks"):
+        store.read()
+    waiting = threading.Thread(target=store.wait, args=(0.01,))
+    waiting.start()
+    waiting.join(0.05)
+    assert waiting.is_alive()
+    collect(base, Contains(), store, rank=1, world_size=2)
+    waiting.join(5)
+    assert not waiting.is_alive()
+
+
+def truncate(data: bytes) -> bytes:
+    return data[: len(data) // 2]
+
+
+def empty(data: bytes) -> bytes:
+    return b""
+
+
+def flip(position: float) -> Callable[[bytes], bytes]:
+    def change(data: bytes) -> bytes:
+        index = min(int(position * len(data)), len(data) - 1)
+        return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
+
+    return change
+
+
+FLIPS = [flip(0.0), flip(0.3), flip(0.5), flip(0.9), flip(1.0)]
+
+
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        *[("block-00001.arrow", damage) for damage in (truncate, empty, *FLIPS)],
+        *[("scores-*/block-00001.arrow", damage) for damage in (truncate, empty, *FLIPS)],
+        # In the file of checksums only the checksum counts, the name after it is for people.
+        *[("block-00001.arrow.sha256", damage) for damage in (truncate, empty, flip(0.0), flip(0.5))],
+    ],
+)
+def test_damage_is_found_reported_and_repaired(
+    cache: Path, base: BaseLM, whole: dict, name: str, damage: Callable, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = make_store(cache, base)
+    collect(base, Contains(), store)
+    (path,) = (store.folder / "round-000").glob(name)
+    path.write_bytes(damage(path.read_bytes()))
+    caplog.clear()
+    with pytest.raises(StoreError, match="lacks 1 of 4 blocks"):
+        make_store(cache, base).read()
+    assert [record.message.count("\n") for record in caplog.records] == [0]
+    assert "block-00001.arrow is damaged" in caplog.text
+    collect(base, Contains(), store)
+    assert content(store) == whole
+
+
+def test_scores_of_other_texts_are_not_used(cache: Path, base: BaseLM) -> None:
+    """A score file belongs to the very texts it judged."""
+    store, other = make_store(cache, base), make_store(cache, base, seed=1)
+    for each in (store, other):
+        collect(base, Contains(), each)
+    for suffix in ("", ".sha256"):
+        name = f"round-000/block-00001.arrow{suffix}"
+        (store.folder / name).write_bytes((other.folder / name).read_bytes())
+    assert store.missing_blocks() == [1]
+
+
+def test_another_oracle_scores_the_same_texts(cache: Path, base: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect(base, Contains(), make_store(cache, base))
+    monkeypatch.setattr(collecting, "sample", lambda *args: pytest.fail("sampled again"))
+    oracle = Contains("2")
+    other = make_store(cache, base, oracle)
+    assert other.missing_blocks() == [0, 1, 2, 3]
+    collect(base, oracle, other)
+    expected = [float("2" in row[2].split() and row[1][-1] == 0) for row in rows(other.read())]
+    assert other.read().score_N.tolist() == expected
+    assert make_store(cache, base).is_complete()
+
+
+def test_what_the_oracle_knows_about_a_prompt_is_part_of_the_scores(cache: Path, base: BaseLM) -> None:
+    collect(base, Contains(), make_store(cache, base))
+    renamed = (Prompt("p0", PROMPTS[0].text, {"wanted": "4"}), *PROMPTS[1:])
+    store = make_store(cache, base, prompts=renamed)
+    assert store.has_texts(0) and not store.has_scores(0)
+
+
+def test_a_failing_oracle_loses_nothing(
+    cache: Path, base: BaseLM, whole: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    oracle = FailsOn()
+    store = make_store(cache, base, oracle)
+    with pytest.raises(OracleError, match=r"'p4'.*text"):
+        collect(base, oracle, store)
+    assert [store.has_texts(block) for block in range(4)] == [True, True, True, False]
+    assert store.missing_blocks() == [2, 3]
+    sampled = []
+    real = collecting.sample
+    monkeypatch.setattr(collecting, "sample", lambda *args: sampled.append(1) or real(*args))
+    collect(base, Contains(), make_store(cache, base))
+    assert len(sampled) == 1
+    assert content(store).items() >= whole.items()
+
+
+@pytest.mark.parametrize("truncated", ["fail", "score", "drop"])
+def test_truncated_responses(cache: Path, base: BaseLM, truncated: str) -> None:
+    asked: list[str] = []
+
+    class Remembers(Oracle):
+        def settings(self) -> None:
+            return None
+
+        def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+            asked.extend(texts)
+            return [1.0] * len(texts)
+
+    oracle = Remembers()
+    store = make_store(cache, base, oracle, truncated=truncated, max_new_tokens=2)
+    collect(base, oracle, store)
+    rollouts = store.read()
+    unfinished = round(rollouts.truncated_share * 35)
+    assert 0 < unfinished < 35
+    assert len(asked) == (35 if truncated == "score" else 35 - unfinished)
+    assert len(rollouts) == (35 - unfinished if truncated == "drop" else 35)
+    expected = {"fail": rollouts.finished_N, "score": [1.0] * 35, "drop": [1.0] * len(rollouts)}[truncated]
+    assert rollouts.score_N.tolist() == [float(value) for value in expected]
+    # What is kept stays with its own tokens.
+    for row in range(len(rollouts)):
+        assert rollouts.finished_N[row] == (rollouts.response(row)[0][-1] == 0)
+        assert rollouts.text(row) == base.decode(rollouts.response(row)[0].tolist())
+
+
+def test_an_importance_proposal_is_recorded(cache: Path, base: BaseLM) -> None:
+    store = make_store(cache, base, proposal=Proposal(temperature=2.0))
+    collect(base, Contains(), store)
+    rollouts = store.read()
+    table_VV = base.model.lm_head.weight.T
+    for row in range(0, len(rollouts), 5):
+        tokens = rollouts.response(row)[0].tolist()
+        pairs = list(zip([int(PROMPTS[rollouts.prompt_index_N[row]].text), *tokens], tokens, strict=False))
+        log_s = sum(float((table_VV[a].log_softmax(0) / 2).log_softmax(0)[b]) for a, b in pairs)
+        assert rollouts.log_s_N[row] == pytest.approx(log_s, abs=1e-4)
+
+
+def test_a_folder_made_from_something_else_is_refused(cache: Path, base: BaseLM) -> None:
+    store, other = make_store(cache, base), make_store(cache, base, per_prompt=6)
+    collect(base, Contains(), store)
+    store.folder.rename(other.folder)
+    with pytest.raises(StoreError, match="another per_prompt") as error:
+        make_store(cache, base, per_prompt=6)
+    assert "\n" not in str(error.value)
+    (other.folder / "manifest.json").write_text("{")
+    with pytest.raises(StoreError, match=re.escape("manifest.json cannot be read")):
+        make_store(cache, base, per_prompt=6)
+
+
+def test_a_disk_that_refuses_is_a_user_error(cache: Path, base: BaseLM) -> None:
+    cache.write_text("a file where the folder should be")
+    with pytest.raises(StoreError, match="cannot be written"):
+        collect(base, Contains(), make_store(cache, base))
+
+
+def test_no_prompts(base: BaseLM) -> None:
+    with pytest.raises(DataError, match="no train prompts"):
+        make_spec(base, prompts=())
+
+
+def test_one_line_says_what_was_collected(cache: Path, base: BaseLM, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.INFO), progress_bar("rollouts") as update:
+        progress = collect(base, Contains(), make_store(cache, base), on_progress=update)
+    lines = [record.message for record in caplog.records if record.name == collecting.__name__]
+    assert len(lines) == 1 and "35 for 7 prompts" in lines[0] and "% accepted" in lines[0]
+    assert progress.rollouts_per_s > 0 and progress.tokens == sum(make_store(cache, base).read().length_N)

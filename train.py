@@ -1,0 +1,51 @@
+"""Train a language model to obey an oracle.
+
+    python train.py                                   list the experiments
+    python train.py quickstart optim.lr=3e-4          run one, with settings changed
+    python train.py --help [section]                  every setting
+    python train.py --resume runs/quickstart/<id>     continue a run that was stopped
+"""
+
+from __future__ import annotations
+
+import sys
+
+from experiments import cli, help, loader
+from experiments.run_folder import RunFolder, find_run
+
+OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.JSON]
+
+
+def main(arguments: cli.Arguments) -> int:
+    """Settings, then a run folder, then training inside it."""
+    resume = arguments.value(cli.RESUME)
+    if resume is None and not arguments.positional:
+        print(help.listing())
+        return 0
+    if resume is not None:
+        folder = find_run(resume)
+        loaded = loader.from_run_folder(folder.path, arguments.overrides)
+    else:
+        loaded = loader.load(arguments.positional[0], arguments.overrides)
+        if arguments.flag(cli.FAST_DEV_RUN):
+            loader.shrink(loaded)
+    if arguments.flag(cli.PRINT_CONFIG):
+        help.print_config(loaded)
+        return 0
+    # Heavy imports wait until the settings are known to be good.
+    from lightning_modules.session import dry_run, train
+
+    if arguments.flag(cli.DRY_RUN):
+        dry_run(loaded.config)
+        return 0
+    if resume is None:
+        folder = RunFolder.create(loaded, arguments.overrides)
+    with folder:
+        outcome = train(loaded.config, folder, resume=resume is not None, quiet=arguments.flag(cli.JSON))
+    if arguments.flag(cli.JSON) and outcome.is_writer:
+        cli.print_json({**outcome.metrics, "run_dir": str(folder.path)})
+    return outcome.exit_code
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__ or "", OPTIONS))
