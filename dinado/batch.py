@@ -6,6 +6,7 @@ Axes: P prompts, S prompt tokens (left-padded), B rollouts, T response tokens (r
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -42,7 +43,7 @@ class RolloutBatch:
 
     def to(self, device: torch.device | str) -> RolloutBatch:
         """The same batch with every tensor on ``device``."""
-        moved = {
+        moved: dict[str, Any] = {
             f.name: value.to(device) if isinstance(value := getattr(self, f.name), Tensor) else value
             for f in fields(self)
         }

@@ -36,7 +36,7 @@ class BaseConfig:
 class TaskConfig:
     """Prompts, references and the oracle that comes with them."""
 
-    name: Literal["exact_world", "exact_gpt2", "commongen", "jsonl", "colours"] = "colours"
+    name: Literal["exact_world", "exact_gpt2", "commongen", "jsonl", "brief"] = "brief"
     """Which task; the other keys of this section say which tasks they belong to."""
     vocab_size: int = 12
     """exact_world, exact_gpt2: number of tokens, the end-of-sequence token (id 0) included."""

@@ -58,6 +58,7 @@ def check(loaded: Loaded) -> None:
     for rule in (
         _ranges,
         _ignored_choices,
+        _horizon,
         _parameters,
         _ignored_by_method,
         _proposal,
@@ -122,6 +123,16 @@ def _ignored_choices(loaded: Loaded) -> Iterator[str]:
             loaded.provenance[leaf.key] = loaded.layers[0]
 
 
+def _horizon(loaded: Loaded) -> Iterator[str]:
+    """In an exact world a response that reaches `task.length` is complete: sampling must end there and judge it."""
+    if loaded.config.task.name not in EXACT_TASKS:
+        return
+    for key, value in (("rollouts.max_new_tokens", loaded.config.task.length), ("rollouts.truncated", "score")):
+        if _typed(loaded, key) and schema.get(loaded.config, key) != value:
+            yield f"{_said(loaded, key)}: in an exact world it is always {value}; leave it out"
+        schema.put(loaded.config, key, value)
+
+
 def _parameters(loaded: Loaded) -> Iterator[str]:
     config = loaded.config
     allowed = {"nado": ("network",), "dinado_soft": ("network",), "dinado_hard": ("network", "lora", "full")}
@@ -137,16 +148,20 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
     """Settings of the command line that the method, or what it trains, does not read."""
     config = loaded.config
     method, trained = config.method, resolved_parameters(config)
+    soft = method in ("dinado_soft", "dinado_merge")
+    bounded = method == "nado" or (soft and config.objective.norm == "linf" and config.objective.support == 0)
+    no_link = config.objective.regulariser == 0 and "objective.regulariser is 0"
     unread: dict[str, str | bool] = {
         "sft_data": method != "sft" and "it belongs to method=sft",
         "objective": method == "sft" and "method=sft has a likelihood loss",
-        "objective.norm": method not in ("dinado_soft", "dinado_merge") and "it belongs to dinado_soft, dinado_merge",
-        "objective.support": method not in ("dinado_soft", "dinado_merge")
-        and "it belongs to dinado_soft, dinado_merge",
-        "objective.direction": config.objective.regulariser == 0 and "objective.regulariser is 0",
-        "objective.detach": config.objective.regulariser == 0 and "objective.regulariser is 0",
+        "objective.norm": not soft and "it belongs to dinado_soft, dinado_merge",
+        "objective.support": not soft and "it belongs to dinado_soft, dinado_merge",
+        "objective.overflow": bounded and "log R cannot rise above 0 here",
+        "objective.direction": no_link,
+        "objective.detach": no_link,
         "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
         "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",
+        "targets.root": method in ("nado", "sft") and f"{method} has no norm to tie to it",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
     }
     if config.task.name in EXACT_TASKS:
@@ -161,15 +176,8 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
 
 def _proposal(loaded: Loaded) -> Iterator[str]:
     rollouts = loaded.config.rollouts
-    changed = [
-        key
-        for key, off in (
-            ("temperature", rollouts.temperature == 1),
-            ("top_k", rollouts.top_k == 0),
-            ("top_p", rollouts.top_p == 1),
-        )
-        if not off
-    ]
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    changed = [name for name, value in off.items() if getattr(rollouts, name) != value]
     if changed and loaded.config.targets.weights == "uniform":
         yield (
             f"{_said(loaded, f'rollouts.{changed[0]}')}: the proposal differs from the base, "

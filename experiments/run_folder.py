@@ -192,7 +192,7 @@ def find_run(path: str | Path) -> RunFolder:
         raise CheckpointError(
             f"{path} is not a run; " + (f"the latest in it is {inside[-1].parent}" if inside else "nor holds any")
         )
-    parent = next(folder for folder in path.absolute().parents if folder.is_dir())
+    parent = next(folder for folder in path.parents if folder.is_dir())
     others = sorted(file.parent for file in parent.glob("*/config.yaml")) or sorted(
         file.parent for file in parent.glob("*/*/config.yaml")
     )

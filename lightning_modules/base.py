@@ -51,6 +51,9 @@ class OracleMethod(L.LightningModule):
     norm_input: ClassVar[str | None] = None
     """State the step-wise norm head reads: `base`, `own`, or None for a method without one."""
 
+    norm_steps: ClassVar[bool] = True
+    """Whether the norm head speaks at every step, not at the root alone."""
+
     def __init__(self, config: Config, base: BaseLM) -> None:
         super().__init__()
         self.config = config
@@ -146,7 +149,7 @@ class OracleMethod(L.LightningModule):
         self.train()
         self._clock = time.perf_counter()
 
-    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:  # type: ignore[override]
+    def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """Trained parameters only; the frozen base is never saved."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
@@ -159,13 +162,16 @@ class OracleMethod(L.LightningModule):
         """Refuse weights of another base or another shape."""
         check_checkpoint(self, checkpoint)
 
+    @torch.no_grad()
     def _train_numbers(self, step: Step, batch: RolloutBatch, loss: float) -> dict[str, float]:
         mask = batch.response_mask_BT.bool()
-        terms, statistics = step.loss, step.scored.statistics
+        terms = OracleLoss(*(tensor.detach() for tensor in vars(step.loss).values()))
+        statistics = step.scored.statistics
         weight_B = batch.weight_B / batch.weight_B.sum()
         consistency = float((terms.consistency_B * weight_B).sum())
-        log_ratio = (statistics.score - statistics.log_mean)[mask]
-        log_norm = (step.values.log_v_BT if self.norm_head is None else self.norm(step.scored, batch))[mask]
+        log_ratio = (statistics.score - statistics.log_mean).detach()[mask]
+        has_steps = self.norm_head is not None and self.norm_steps
+        log_norm = (self.norm(step.scored, batch) if has_steps else step.values.log_v_BT.detach())[mask]
         seconds, self._clock = time.perf_counter() - self._clock, time.perf_counter()
         tokens, self._tokens = self._tokens, 0
         return {

@@ -18,6 +18,7 @@ class DinadoHard(OracleMethod):
     """log R = log R(c) + sum of log(q / p); only the root R(c) has a norm head, and none if the store knows it."""
 
     norm_input = "base"
+    norm_steps = False
 
     @property
     def needs_norm_head(self) -> bool:
@@ -26,7 +27,7 @@ class DinadoHard(OracleMethod):
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
         """Values telescope from the root."""
-        if self.norm_head is None:
+        if self.norm_head is None or scored.base_state_BTD is None:
             log_root_B = torch.log(batch.root_B.float())
         else:
             log_root_B = F.logsigmoid(self.norm_head(scored.base_state_BTD[:, :1])[:, 0])

@@ -108,5 +108,6 @@ def build_world(config: Config, base: BaseLM) -> ExactWorld | None:
     if task.name not in EXACT_TASKS:
         return None
     dfa = token_dfa(task.vocab_size, task.required, task.avoided, task.ends_with)
-    kind = MarkovWorld if task.name == "exact_world" else EnumeratedWorld
-    return kind.from_model(base.model, task.length, dfa, base.temperature)
+    if task.name == "exact_world":
+        return MarkovWorld.from_model(base.model, task.length, dfa, base.temperature)
+    return EnumeratedWorld.from_model(base.model, task.length, dfa, base.temperature)

@@ -51,7 +51,7 @@ class RolloutDiagnostics:
             "r": [row[keep.bool()].exp().clamp(0, 1).tolist() for row, keep in zip(log_r, mask, strict=True)],
         }
         columns = [value.tolist() if isinstance(value, Tensor) else value for value in rows.values()]
-        for prompt, *row in zip(batch.prompt_of_row_B.tolist(), *columns, strict=True):
+        for prompt, row in zip(batch.prompt_of_row_B.tolist(), zip(*columns, strict=True), strict=True):
             tokens = batch.prompt_ids_PS[prompt][batch.prompt_mask_PS[prompt].bool()]
             self._prompts.setdefault(tuple(tokens.tolist()), []).append(dict(zip(rows, row, strict=True)))
 

@@ -251,7 +251,7 @@ def test_every_field_has_help():
 def test_printed_configuration_reloads_with_inherited_settings_of_another_task(write):
     """A parent's settings for the exact world are not complained about after a change of task, nor printed."""
     parent = write("task: {name: exact_world, vocab_size: 9, required: [1]}", "parent")
-    child = loader.load(parent, ["task.name=colours"])
+    child = loader.load(parent, ["task.name=brief"])
     assert child.config.task.vocab_size == 12 and child.provenance["task.vocab_size"] == "default"
     assert loader.load(write(loader.to_yaml(child))).config == child.config
 

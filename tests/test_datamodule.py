@@ -54,7 +54,7 @@ def base() -> BaseLM:
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return Task("colours", prompts("train"), prompts("val"), HasTwo(), has_references=True)
+    return Task("brief", prompts("train"), prompts("val"), HasTwo(), has_references=True)
 
 
 def make_config(cache: Path, **settings: object) -> Config:

@@ -26,6 +26,9 @@ VALID = [
     ("quickstart", "rollouts.top_p=0.9 targets.weights=importance targets.clip=5"),
     ("quickstart", "method=dinado_merge objective.norm=mean"),
     ("quickstart", "parameters=full"),
+    ("quickstart", "objective.norm=mean objective.overflow=2"),
+    ("quickstart", "objective.support=50 objective.overflow=2"),
+    ("quickstart", "method=dinado_hard objective.overflow=2 targets.root=store"),
     ("quickstart", "trainer.devices=2 optim.micro_batch=16"),
     ("quickstart", "oracle.name=user oracle.function=my.module:score"),
     ("quickstart", "oracle.name=regex oracle.pattern=a+$"),
@@ -41,7 +44,7 @@ VALID = [
 ]
 INVALID = [
     # keys of another task or oracle
-    ("quickstart", "task.vocab_size=12", "command line: task.vocab_size=12: ignored by task.name=colours, it"),
+    ("quickstart", "task.vocab_size=12", "command line: task.vocab_size=12: ignored by task.name=brief, it"),
     ("exact_world", "task.path=a", "belongs to jsonl, commongen"),
     ("exact_world", "task.name=exact_gpt2 task.rarity=1", "task.rarity=1.0: ignored by task.name=exact_gpt2"),
     ("quickstart", "oracle.pattern=a", "ignored by oracle.name=task, it belongs to regex"),
@@ -53,6 +56,10 @@ INVALID = [
     ("quickstart", "method=dinado_hard objective.support=5", "belongs to dinado_soft, dinado_merge"),
     ("quickstart", "objective.regulariser=0 objective.direction=predicted_first", "objective.regulariser is 0"),
     ("quickstart", "objective.regulariser=0 objective.detach=expected", "objective.regulariser is 0"),
+    ("quickstart", "objective.overflow=2", "log R cannot rise above 0"),
+    ("quickstart", "method=nado objective.overflow=2", "log R cannot rise above 0"),
+    ("quickstart", "method=nado targets.root=store", "targets.root=store: ignored, nado has no norm"),
+    ("quickstart", "method=sft targets.root=store", "sft has no norm"),
     ("quickstart", "network.width=64", "network.width=64: ignored, lora is trained"),
     ("quickstart", "parameters=full lora.r=4", "lora.r=4: ignored, full is trained"),
     ("quickstart", "method=nado lora.r=4", "lora.r=4: ignored, network is trained"),
@@ -133,9 +140,9 @@ def test_every_number_has_a_range():
 
 def test_settings_of_another_choice_in_files(write):
     parent = write("task: {name: exact_world, vocab_size: 9}", "parent")
-    assert "task.vocab_size=9: ignored by task.name=colours" in fails(write("task: {name: colours, vocab_size: 9}"))
-    assert loader.load(write("extends: parent\ntask: {name: colours}")).config.task.vocab_size == 12
-    write("task: {name: colours}", "other")
+    assert "task.vocab_size=9: ignored by task.name=brief" in fails(write("task: {name: brief, vocab_size: 9}"))
+    assert loader.load(write("extends: parent\ntask: {name: brief}")).config.task.vocab_size == 12
+    write("task: {name: brief}", "other")
     assert "child.yaml: task.vocab_size=9" in fails(write("extends: other\ntask: {vocab_size: 9}", "child"))
     assert loader.load(parent).config.task.vocab_size == 9
 
@@ -151,9 +158,9 @@ def test_files_may_serve_several_methods(write):
 
 def test_reset_settings_share_no_state(write):
     path = write("task: {name: exact_world, required: [1]}")
-    first = loader.load(path, ["task.name=colours"]).config
+    first = loader.load(path, ["task.name=brief"]).config
     first.task.required.append(5)
-    assert loader.load(path, ["task.name=colours"]).config.task.required == [3, 7]
+    assert loader.load(path, ["task.name=brief"]).config.task.required == [3, 7]
 
 
 @pytest.mark.parametrize(

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import logging
 import pickle
-import re
 from pathlib import Path
 
 import datasets
@@ -13,7 +12,6 @@ import pytest
 import torch
 
 from datamodules.tasks import Task, build_task
-from datamodules.tasks.colours import ANIMALS, COLOURS, DEMO_ORACLES, NUMBERS
 from dinado.errors import DataError, OracleError
 from dinado.prompt import Prompt
 from experiments.config import Config
@@ -261,36 +259,25 @@ class TestJsonl:
 
 @pytest.fixture(scope="module")
 def demo() -> Task:
-    return build_task(make("colours"))
+    return build_task(make("brief"))
 
 
 class TestDemo:
     def test_prompts(self, demo: Task) -> None:
         assert (len(demo.train_prompts), len(demo.val_prompts)) == (240, 60)
-        words = [prompt.data["word"] for prompt in demo.train_prompts + demo.val_prompts]
+        words = [prompt.data["concepts"][0] for prompt in demo.train_prompts + demo.val_prompts]
         assert len(set(words)) == 300
         assert demo.train_prompts[0].text == f'Write one short sentence about the word "{words[0]}".'
 
-    def test_no_request_gives_the_answer_away(self, demo: Task) -> None:
-        given_away = re.compile(rf"\b(?:{COLOURS}|{ANIMALS}|{NUMBERS})\b")
-        words = [prompt.data["word"] for prompt in demo.train_prompts + demo.val_prompts]
-        assert not [word for word in words if given_away.search(word)]
-
-    @pytest.mark.parametrize(
-        ("name", "accepted", "rejected"),
-        [
-            ("colour", ["A Red boat.", "dark-grey stone"], ["A reddened, bored boat.", "the greenhouse"]),
-            ("number", ["Seventeen boats", "in 1920", "a dozen"], ["one boat", "often", "a weight"]),
-            ("animal", ["Two dogs bark.", "a butterfly"], ["a catalogue", "fishing"]),
-            ("exclaims_or_asks", ["Look!", 'He said "why?"', "Go!\n"], ["Why? Because.", "Look"]),
-            ("no_comma", ["A boat.", ""], ["Boats, and more."]),
-            ("brief", ["a " * 15 + "boat."], ["a " * 16 + "boat."]),
-        ],
-    )
-    def test_oracles(self, demo: Task, name: str, accepted: list[str], rejected: list[str]) -> None:
-        oracle = pickle.loads(pickle.dumps(DEMO_ORACLES[name]()))
-        prompts = demo.val_prompts[: len(accepted + rejected)]
-        assert oracle(prompts, accepted + rejected).tolist() == [1] * len(accepted) + [0] * len(rejected)
-
-    def test_the_colour_is_the_default(self, demo: Task) -> None:
-        assert demo.oracle.fingerprint == DEMO_ORACLES["colour"]().fingerprint
+    def test_oracle_wants_few_words_and_the_noun(self, demo: Task) -> None:
+        oracle = pickle.loads(pickle.dumps(demo.oracle))
+        prompt = next(p for p in demo.val_prompts if p.data["concepts"] == ["bakery"])
+        verdicts = {
+            "The bakery smells of bread.": 1,
+            "Bakeries open early.": 1,
+            "The shop smells of bread.": 0,
+            "bakery " + "a " * 11: 1,
+            "bakery " + "a " * 12: 0,
+            "": 0,
+        }
+        assert oracle([prompt] * len(verdicts), list(verdicts)).tolist() == list(verdicts.values())

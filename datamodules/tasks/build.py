@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from datamodules.tasks import colours, commongen, exact, jsonl
+from datamodules.tasks import brief, commongen, exact, jsonl
 from datamodules.tasks.task import Task, TaskSource
 from dinado.errors import DataError
 from dinado.oracles import build_oracle
@@ -27,7 +27,7 @@ SOURCES: dict[str, Callable[[Config], TaskSource]] = {
     "exact_gpt2": exact.source,
     "commongen": commongen.source,
     "jsonl": jsonl.source,
-    "colours": colours.source,
+    "brief": brief.source,
 }
 
 

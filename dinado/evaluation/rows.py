@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dinado.evaluation.samples import JudgedSamples
 from dinado.metrics.diversity import distinct_n
-from dinado.metrics.intervals import mean_interval
+from dinado.metrics.intervals import mean_interval, proportion_interval
 from dinado.metrics.text import text_metrics
 from dinado.oracles.lexical import LexicalOracle
 
@@ -16,9 +16,12 @@ Row = dict[str, float]
 
 def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
     """Success, control cost, diversity and text quality of one model; intervals are 95 %, clustered by prompt."""
-    success = mean_interval([_mean(group) for group in samples.per_prompt(samples.score)], proportion=True)
+    rates = [_mean(group) for group in samples.per_prompt(samples.score)]
+    # With one prompt there is nothing to resample but its samples.
+    single = len(rates) == 1
+    success = proportion_interval(sum(samples.score), len(samples.score)) if single else mean_interval(rates, proportion=True)
     costs = [q - p for q, p in zip(samples.log_q, samples.log_p, strict=True)]
-    kl = mean_interval([_mean(group) for group in samples.per_prompt(costs)])
+    kl = mean_interval(costs if single else [_mean(group) for group in samples.per_prompt(costs)])
     row: Row = {
         "val/success": success.mean,
         "val/success_low": success.low,
@@ -39,19 +42,19 @@ def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
 
 
 def best_of(samples: JudgedSamples, n: int) -> JudgedSamples:
-    """Rejection: the best-scored of each prompt's first ``n`` samples.
+    """Rejection: the best-scored of every ``n`` samples of a prompt, in disjoint groups.
 
-    Its log-probability under its own distribution is not known in closed form; KL from the base of best-of-n is at
-    most log n - (n - 1) / n, and the row reports no KL.
+    The log-probability of a text under best-of-n has no closed form, so the row reports no KL.
     """
     chosen = JudgedSamples()
     groups: dict[str, list[int]] = {}
     for index, prompt in enumerate(samples.prompts):
         groups.setdefault(prompt.id, []).append(index)
     for indices in groups.values():
-        best = max(indices[:n], key=lambda i: samples.score[i])
-        for name, values in vars(samples).items():
-            getattr(chosen, name).append(values[best])
+        for start in range(0, max(1, len(indices) - n + 1), n):
+            best = max(indices[start : start + n], key=lambda i: samples.score[i])
+            for name, values in vars(samples).items():
+                getattr(chosen, name).append(values[best])
     return chosen
 
 

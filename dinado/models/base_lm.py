@@ -51,9 +51,12 @@ class BaseLM(nn.Module):
         name: how reports call it.
     """
 
+    model: Any
+    eos_ids: tuple[int, ...]
+
     def __init__(
         self,
-        model: nn.Module,
+        model: Any,
         tokenizer: Any,
         *,
         temperature: float = 1.0,
@@ -73,7 +76,7 @@ class BaseLM(nn.Module):
         ids = tokenizer.eos_token_id if ids is None else ids
         if ids is None:
             raise UserError(f"base.name={name}: the model has no end-of-sequence token, so no response ever ends")
-        self.eos_ids: tuple[int, ...] = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+        self.eos_ids = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else pad
         self._check_head()

@@ -33,6 +33,7 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
 
     _supports_sdpa = True
     main_input_name = "input_ids"
+    scores: NetworkScores | PolicyScores
 
     def __init__(self, scores: NetworkScores | PolicyScores, alpha: float = 1.0) -> None:
         base = scores.base
@@ -47,7 +48,12 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         self.alpha = alpha
         # The base's own generation defaults (truncation, temperature) must not leak in: q is defined without them.
         self.generation_config = GenerationConfig(
-            eos_token_id=list(base.eos_ids), pad_token_id=base.pad_id, top_k=0, top_p=1.0, temperature=1.0
+            eos_token_id=list(base.eos_ids),
+            pad_token_id=base.pad_id,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
         )
 
     @property
@@ -81,13 +87,14 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
             position_ids = positions_PS(attention_mask)[:, -length:]
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
         if isinstance(self.scores, NetworkScores):
-            logits = self._network(input_ids, cache, logits_to_keep, where)
+            logits = self._network(self.scores, input_ids, cache, logits_to_keep, where)
         else:
-            logits = self._policy(input_ids, cache, logits_to_keep, where)
+            logits = self._policy(self.scores, input_ids, cache, logits_to_keep, where)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)
 
-    def _network(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> Tensor:
-        scores: NetworkScores = self.scores
+    def _network(
+        self, scores: NetworkScores, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
         layers, network = self.base.num_layers, scores.network
         indices = [round(depth * layers) for depth in scores.taps]
         out = self.base.model.base_model(
@@ -105,8 +112,9 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         u = network.head(self.base.head).logits(network.score_hidden(state[:, -keep:]))
         return log_p + self.alpha * apply_link(scores.link, u, log_p)
 
-    def _policy(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> Tensor:
-        scores: PolicyScores = self.scores
+    def _policy(
+        self, scores: PolicyScores, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
         layers = self.base.num_layers
 
         def log_probs(lm: BaseLM, start: int) -> Tensor:

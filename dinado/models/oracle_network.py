@@ -58,6 +58,8 @@ class OracleNetwork(nn.Module):
                 num_attention_heads=heads,
                 num_key_value_heads=heads,
                 pad_token_id=None,
+                bos_token_id=None,
+                eos_token_id=None,
             )
         )
         # The body is fed features; an embedding nobody uses would be a parameter without a gradient.
@@ -106,11 +108,10 @@ class NormHead(nn.Module):
 
     def __init__(self, width: int) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU(), nn.Linear(4 * width, 1, bias=False)
-        )
-        nn.init.zeros_(self.mlp[-1].weight)
+        self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU())
+        self.out = nn.Linear(4 * width, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
 
     def forward(self, state_BTD: Tensor) -> Tensor:
         """``[B, T]``."""
-        return self.mlp(state_BTD.float())[..., 0]
+        return self.out(self.hidden(state_BTD.float()))[..., 0]

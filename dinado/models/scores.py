@@ -102,7 +102,7 @@ class PolicyScores(nn.Module):
                 base_BTD = self.base.states(batch).hidden_BTD
         policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
         tokens = (batch.response_BT, batch.response_mask_BT)
-        if needs.maximum:
+        if needs.maximum and base_BTD is not None:
             statistics = vocabulary_statistics(
                 base_BTD, self.base.head, policy_BTD, self.policy.head, *tokens, "log_ratio", support=needs.support
             )

@@ -99,7 +99,8 @@ def vocabulary_statistics(
         for start in range(0, len(tokens_N), rows)
     ]
     filled = [_scatter(torch.cat(column), keep_BT) for column in zip(*parts, strict=True)]
-    return VocabularyStatistics(*filled[:3], filled[3] if maximum else None)
+    log_p, score, log_mean = filled[:3]
+    return VocabularyStatistics(log_p, score, log_mean, filled[3] if maximum else None)
 
 
 def token_log_probs(hidden_BTD: Tensor, head: Head, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:

@@ -1,0 +1,36 @@
+"""The demo: one short sentence about an everyday noun, from a model that rambles. Needs no data and no download.
+
+The request asks for something short; the oracle insists: at most twelve words, the noun among them, and an end.
+300 nouns written for it, 60 of them held out.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from datamodules.tasks.jsonl import identity, read_rows, text_of
+from datamodules.tasks.task import TaskSource
+from dinado.oracles import LengthOracle, LexicalOracle
+from dinado.prompt import Prompt
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+
+DATA = Path(__file__).parent / "data"
+REQUEST = 'Write one short sentence about the word "{word}".'
+MAX_WORDS = 12
+
+
+def source(config: Config) -> TaskSource:
+    """Every noun of the demo; the task has no settings of its own."""
+    oracle = LengthOracle(max_words=MAX_WORDS) & LexicalOracle()
+    return TaskSource(_prompts("train"), _prompts("val"), oracle=oracle, identity=identity)
+
+
+def _prompts(split: str) -> list[Prompt]:
+    prompts = []
+    for place, row in read_rows(DATA / f"nouns_{split}.jsonl"):
+        word = text_of(row, "word", place, "the demo's own data")
+        prompts.append(Prompt(id=row["id"], text=REQUEST.format(word=word), data={"concepts": [word]}))
+    return prompts

@@ -1,0 +1,55 @@
+"""Write with a trained model, or with a base.
+
+    python generate.py runs/quickstart/<id> --prompt "Write one short sentence about a lighthouse."
+    python generate.py runs/quickstart/<id> --prompt "..." --num 4 --mode beam --alpha 1.5
+    cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt a line
+    python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
+"""
+
+from __future__ import annotations
+
+import sys
+
+from dinado.errors import ConfigError
+from experiments import cli
+from experiments.run_folder import find_run
+
+PROMPT = cli.Option("prompt", "The prompt; without it and without --input, prompts are read from stdin.", "TEXT")
+INPUT = cli.Option("input", "JSON lines, each with a `prompt`; other fields are kept.", "FILE")
+OUTPUT = cli.Option("output", "Write JSON lines here instead of text to stdout.", "FILE")
+NUM = cli.Option("num", "Texts for each prompt (default 1).", "N")
+MODE = cli.Option("mode", "sample (default), greedy or beam.", "MODE")
+BEAMS = cli.Option("beams", "Beams of --mode beam (default 8).", "N")
+ALPHA = cli.Option("alpha", "Control strength, p * R^alpha (default: the run's).", "X")
+TOKENS = cli.Option("max-new-tokens", "Budget of a text (default: the run's).", "N")
+SEED = cli.Option("seed", "Seed of the samples (default 0).", "N")
+OPTIONS = [PROMPT, INPUT, OUTPUT, NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, cli.JSON]
+
+
+def main(arguments: cli.Arguments) -> int:
+    """Read prompts, restore the run, write texts."""
+    if len(arguments.positional) != 1:
+        raise ConfigError("name one run, such as runs/quickstart/<id>; see --help")
+    folder = find_run(arguments.positional[0])
+    mode = arguments.value(MODE) or "sample"
+    if mode not in ("sample", "greedy", "beam"):
+        raise ConfigError(f"--mode {mode}: choose sample, greedy or beam")
+    settings = {
+        "mode": mode,
+        "num": cli.number(arguments, NUM, int, 1, least=1),
+        "beams": cli.number(arguments, BEAMS, int, 8, least=1),
+        "alpha": cli.number(arguments, ALPHA, float, None, least=0.0),
+        "max_new_tokens": cli.number(arguments, TOKENS, int, None, least=1),
+        "seed": cli.number(arguments, SEED, int, 0),
+    }
+    from lightning_modules.writing import read_prompts, write_texts
+
+    prompts = read_prompts(arguments.value(PROMPT), arguments.value(INPUT))
+    records = write_texts(folder.path, prompts, output=arguments.value(OUTPUT), **settings)
+    if arguments.flag(cli.JSON):
+        cli.print_json({"texts": records, "run_dir": str(folder.path)})
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(cli.run(main, __doc__ or "", OPTIONS, settings=False))
