@@ -1,8 +1,8 @@
 """Evaluate a run, or a base model alone.
 
-    python evaluate.py runs/quickstart/<id>
-    python evaluate.py base quickstart            the base of an experiment, before any training
-    python evaluate.py runs/... eval.samples_per_prompt=32 alpha=1.5
+python evaluate.py runs/quickstart/<id>
+python evaluate.py base quickstart            the base of an experiment, before any training
+python evaluate.py runs/... eval.samples_per_prompt=32 alpha=1.5
 """
 
 from __future__ import annotations

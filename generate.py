@@ -1,9 +1,9 @@
 """Write with a trained model, or with a base.
 
-    python generate.py runs/quickstart/<id> --prompt "Write one short sentence about a lighthouse."
-    python generate.py runs/quickstart/<id> --prompt "..." --num 4 --mode beam --alpha 1.5
-    cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt a line
-    python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
+python generate.py runs/quickstart/<id> --prompt "Write one short sentence about a lighthouse."
+python generate.py runs/quickstart/<id> --prompt "..." --num 4 --mode beam --alpha 1.5
+cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt a line
+python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
 """
 
 from __future__ import annotations

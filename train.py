@@ -1,9 +1,9 @@
 """Train a language model to obey an oracle.
 
-    python train.py                                   list the experiments
-    python train.py quickstart optim.lr=3e-4          run one, with settings changed
-    python train.py --help [section]                  every setting
-    python train.py --resume runs/quickstart/<id>     continue a run that was stopped
+python train.py                                   list the experiments
+python train.py quickstart optim.lr=3e-4          run one, with settings changed
+python train.py --help [section]                  every setting
+python train.py --resume runs/quickstart/<id>     continue a run that was stopped
 """
 
 from __future__ import annotations

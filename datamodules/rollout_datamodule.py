@@ -5,7 +5,6 @@ Axes: N rows.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -24,8 +23,6 @@ from dinado.rollouts.table import store_summary
 
 if TYPE_CHECKING:
     from experiments.config import Config
-
-log = logging.getLogger(__name__)
 
 POSITIVE_ABOVE = 0.5
 """Score above which a rollout is imitated."""
@@ -189,7 +186,6 @@ class RolloutDataModule(LightningDataModule):
         rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
         if len(rows):
             self.summary = store_summary(rollouts, weight_summary(rows))
-            log.info("training rollouts: %s", ", ".join(f"{name} {value:.3g}" for name, value in self.summary.items()))
         return rows
 
     def _check_enough(self, count: int) -> None:

@@ -53,7 +53,8 @@ class TaskConfig:
     rarity: float = 0.0
     """exact_world: added to the base logits of the required tokens; negative makes the oracle rarer."""
     path: str | None = None
-    """jsonl: file of prompts, one object a line. commongen: folder with train.jsonl and dev.jsonl; null looks in `data.root`."""
+    """jsonl, commongen: file of prompts, one object a line; or, for commongen, the folder with train.jsonl and
+    dev.jsonl, where null looks in `data.root`."""
     val_path: str | None = None
     """jsonl: file of held-out prompts; null holds out the last `data.val_prompts` of `task.path`."""
     prompt_field: str = "prompt"
@@ -111,13 +112,15 @@ class RolloutConfig:
     max_new_tokens: int = 28
     """Budget of a response; one that has not ended by then counts as truncated."""
     temperature: float = 1.0
-    """Proposal temperature on top of `base.temperature`; above 1 flattens. Needs `targets.weights=importance` unless 1."""
+    """Proposal temperature on top of `base.temperature`; above 1 flattens. Needs `targets.weights=importance`
+    unless 1."""
     top_k: int = 0
     """Truncate the proposal to the k likeliest tokens; 0 is off."""
     top_p: float = 1.0
     """Truncate the proposal to the smallest set of this mass; 1 is off."""
     truncated: Literal["fail", "score", "drop"] = "fail"
-    """Responses cut off by the budget: `fail` scores them 0, `score` lets the oracle judge them as they are, `drop` leaves them out."""
+    """Responses cut off by the budget: `fail` scores them 0, `score` lets the oracle judge them as they are, `drop`
+    leaves them out."""
     block_size: int = 8
     """Prompts per seeded block, the unit of resuming; the content does not depend on the number of processes."""
     seed: int = 0
@@ -281,7 +284,8 @@ class Config:
     method: Literal["nado", "dinado_hard", "dinado_soft", "dinado_merge", "sft"] = "dinado_merge"
     """How scores become log R."""
     parameters: Literal["auto", "network", "lora", "full"] = "auto"
-    """What is trained: an oracle network beside the base, adapters in it, or all its weights. `auto`: network for nado, dinado_soft and dinado_hard; lora for dinado_merge and sft."""
+    """What is trained: an oracle network beside the base, adapters in it, or all its weights. `auto`: network for
+    nado, dinado_soft and dinado_hard, lora for dinado_merge and sft; network for all on the exact world."""
     sft_data: Literal["positives", "references"] = "positives"
     """sft: imitate the rollouts that the oracle accepted, or the task's references."""
     seed: int = 0

@@ -36,7 +36,8 @@ class GracefulStop(Callback):
             return
         flag = float(self.received or 0)
         if trainer.world_size > 1:
-            flag = float(trainer.strategy.reduce(torch.tensor(flag, device=trainer.strategy.root_device), reduce_op="sum"))
+            everyone = torch.tensor(flag, device=trainer.strategy.root_device)
+            flag = float(trainer.strategy.reduce(everyone, reduce_op="sum"))
         if flag:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True

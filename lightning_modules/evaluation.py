@@ -1,4 +1,4 @@
-"""Evaluate a trained method: held-out rollouts for KL and R, fresh samples for success, base and best-of-n beside it."""
+"""Evaluate a trained method: held-out rollouts for KL and R, fresh samples for success, reference rows beside it."""
 
 from __future__ import annotations
 

@@ -13,6 +13,7 @@ import torch
 from rich.console import Console
 from rich.logging import RichHandler
 
+from datamodules.batching import accumulation
 from datamodules.prepare import prepare_rollouts
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.stores import stores_of_run
@@ -55,7 +56,9 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     method = build_method(config, base)
     trained, total = count_parameters(method)
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
-    trainer, stop = build_trainer(config, folder, data.accumulation)
+    world_size = config.trainer.devices * config.trainer.num_nodes
+    micro_batches = accumulation(config.optim.batch_size, config.optim.micro_batch, world_size)
+    trainer, stop = build_trainer(config, folder, micro_batches)
     checkpoint = checkpoint_to_resume(folder) if resume else None
     if checkpoint is not None:
         check_and_load(method, load_checkpoint(folder.path))
@@ -68,7 +71,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     if stop.received is not None:
         folder.mark("interrupted", signal.Signals(stop.received).name)
         if writer:
-            console.print(f"stopped at step {trainer.global_step}; continue with: python train.py --resume {folder.path}")
+            console.print(f"stopped at step {trainer.global_step}; go on with: python train.py --resume {folder.path}")
         return Outcome({}, 128 + stop.received, writer)
     if trainer.world_size > 1:
         trainer.strategy.teardown()

@@ -96,7 +96,7 @@ def prompt_tokens(base: BaseLM, prompt: Prompt) -> list[int]:
 def plain_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[int], temperature: float = 1.0) -> Tensor:
     """``[T, V]`` next-token log-probabilities at each token of one response: one sequence, no padding, no cache."""
     ids = torch.tensor([[*prompt, *response]])
-    logits = model(ids, use_cache=False).logits[0, len(prompt) - 1 : -1]
+    logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, len(prompt) - 1 : -1]
     return (logits.float() / temperature).log_softmax(1)
 
 

@@ -19,7 +19,10 @@ def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
     rates = [_mean(group) for group in samples.per_prompt(samples.score)]
     # With one prompt there is nothing to resample but its samples.
     single = len(rates) == 1
-    success = proportion_interval(sum(samples.score), len(samples.score)) if single else mean_interval(rates, proportion=True)
+    if single:
+        success = proportion_interval(sum(samples.score), len(samples.score))
+    else:
+        success = mean_interval(rates, proportion=True)
     costs = [q - p for q, p in zip(samples.log_q, samples.log_p, strict=True)]
     kl = mean_interval(costs if single else [_mean(group) for group in samples.per_prompt(costs)])
     row: Row = {

@@ -60,7 +60,8 @@ def judge(oracle: Oracle, prompts: list[Prompt], texts: list[str], finished: lis
     asked = [i for i, done in enumerate(finished) if done or truncated == "score"]
     score = [0.0] * len(texts)
     if asked:
-        for i, value in zip(asked, oracle([prompts[i] for i in asked], [texts[i] for i in asked]).tolist(), strict=True):
+        verdicts = oracle([prompts[i] for i in asked], [texts[i] for i in asked]).tolist()
+        for i, value in zip(asked, verdicts, strict=True):
             score[i] = value
     return score
 
@@ -99,8 +100,10 @@ def sample_and_judge(
         texts = [base.decode(tokens) for tokens in samples.tokens]
         rows = [some[p] for p in samples.prompt_of]
         log_q = [sum(values) for values in samples.log_p]
-        with adapters(base, on=False):
-            log_p = log_q if model is base.model else base.log_probs(_as_batch(ids_PS, mask_PS, samples)).sum(1).tolist()
+        log_p = log_q
+        if model is not base.model:
+            with adapters(base, on=False):
+                log_p = base.log_probs(_as_batch(ids_PS, mask_PS, samples)).sum(1).tolist()
         score = judge(oracle, rows, texts, samples.finished, truncated)
         lengths = [len(tokens) for tokens in samples.tokens]
         everything.add(JudgedSamples(rows, texts, samples.finished, score, log_q, log_p, lengths))

@@ -30,11 +30,13 @@ class LMStates:
 
     Attributes:
         hidden_BTD: last hidden states; row t predicts response token t.
+        prompt_mask_PS: where prompt positions are real.
         prompt_taps, response_taps: for each requested depth, states at prompt positions ``[P, S, D]`` and at the
             response tokens but the last ``[B, T - 1, D]``.
     """
 
     hidden_BTD: Tensor
+    prompt_mask_PS: Tensor
     prompt_taps: list[Tensor]
     response_taps: list[Tensor]
 
@@ -174,7 +176,7 @@ class BaseLM(nn.Module):
             return last, *(last if i == self.num_layers else out.hidden_states[i] for i in indices)
 
         with nullcontext() if grad else torch.no_grad():
-            at_prompt, at_response = run_shared(
+            ran = run_shared(
                 run,
                 batch.prompt_ids_PS,
                 batch.prompt_mask_PS,
@@ -182,8 +184,8 @@ class BaseLM(nn.Module):
                 batch.response_BT[:, :-1],
                 batch.response_mask_BT[:, :-1],
             )
-        hidden_BTD = align(at_prompt[0], at_response[0], batch.prompt_of_row_B)
-        return LMStates(hidden_BTD, list(at_prompt[1:]), list(at_response[1:]))
+        hidden_BTD = align(ran.at_prompt[0], ran.at_response[0], batch.prompt_of_row_B)
+        return LMStates(hidden_BTD, ran.prompt_mask_PS, list(ran.at_prompt[1:]), list(ran.at_response[1:]))
 
     @torch.no_grad()
     def log_probs(self, batch: RolloutBatch) -> Tensor:

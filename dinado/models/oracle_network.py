@@ -83,13 +83,11 @@ class OracleNetwork(nn.Module):
         """What the vocabulary head multiplies: ``[N, L, D]`` when tied, the state itself otherwise."""
         return self.out(state_NLE) if self.tied else state_NLE
 
-    def forward_batch(self, states: LMStates, prompt_mask_PS: Tensor, prompt_of_row_B: Tensor, mask_BT: Tensor) -> Tensor:
+    def forward_batch(self, states: LMStates, prompt_of_row_B: Tensor, mask_BT: Tensor) -> Tensor:
         """Network states ``[B, T, E]`` aligned with response tokens."""
         prompt, response = self.features(states.prompt_taps), self.features(states.response_taps)
-        at_prompt, at_response = run_shared(
-            self.run, prompt, prompt_mask_PS, prompt_of_row_B, response, mask_BT[:, :-1]
-        )
-        return align(at_prompt[0], at_response[0], prompt_of_row_B)
+        ran = run_shared(self.run, prompt, states.prompt_mask_PS, prompt_of_row_B, response, mask_BT[:, :-1])
+        return align(ran.at_prompt[0], ran.at_response[0], prompt_of_row_B)
 
     def features(self, taps: Sequence[Tensor]) -> Tensor:
         """Sum of the projected depths, ``[N, L, E]``."""

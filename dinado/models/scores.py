@@ -33,6 +33,9 @@ class Needs(NamedTuple):
     base_states: bool = False
 
 
+NOTHING_MORE = Needs()
+
+
 class Scored(NamedTuple):
     """A batch after the models have read it; ``base_state_BTD`` is None when nobody needed it."""
 
@@ -56,12 +59,10 @@ class NetworkScores(nn.Module):
         """E, width of the trained states."""
         return self.network.width
 
-    def forward(self, batch: RolloutBatch, needs: Needs = Needs()) -> Scored:
+    def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the network only."""
         states = self.base.states(batch, self.taps)
-        own_BTE = self.network.forward_batch(
-            states, batch.prompt_mask_PS, batch.prompt_of_row_B, batch.response_mask_BT
-        )
+        own_BTE = self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
         statistics = vocabulary_statistics(
             states.hidden_BTD,
             self.base.head,
@@ -94,7 +95,7 @@ class PolicyScores(nn.Module):
         """Width of the policy's states."""
         return self.policy.hidden_size
 
-    def forward(self, batch: RolloutBatch, needs: Needs = Needs()) -> Scored:
+    def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the policy's trainable weights only."""
         base_BTD: Tensor | None = None
         if needs.maximum or needs.base_states:

@@ -1,4 +1,4 @@
-"""Run a causal transformer on several responses to one prompt and read the prompt only once.
+"""Run a causal transformer on several responses to one prompt, and read what they share only once.
 
 Axes: P prompts, S prompt tokens (left-padded), B responses, T response tokens (right-padded), D width.
 """
@@ -6,6 +6,7 @@ Axes: P prompts, S prompt tokens (left-padded), B responses, T response tokens (
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -19,6 +20,20 @@ def positions_PS(mask_PS: Tensor) -> Tensor:
     return (mask_PS.cumsum(1) - 1).clamp_min(0)
 
 
+class SharedRun(NamedTuple):
+    """Outputs of a body on prompts and responses.
+
+    Attributes:
+        at_prompt: one tensor ``[P, S, ...]`` for each output, valid where ``prompt_mask_PS`` is 1.
+        at_response: one tensor ``[B, R, ...]`` for each output.
+        prompt_mask_PS: where prompt positions are real in ``at_prompt``; padding may lie behind a common beginning.
+    """
+
+    at_prompt: tuple[Tensor, ...]
+    at_response: tuple[Tensor, ...]
+    prompt_mask_PS: Tensor
+
+
 def run_shared(
     body: Body,
     prompt: Tensor,
@@ -26,24 +41,46 @@ def run_shared(
     prompt_of_row_B: Tensor,
     response: Tensor,
     response_mask_BR: Tensor,
-) -> tuple[tuple[Tensor, ...], tuple[Tensor, ...]]:
+) -> SharedRun:
     """Outputs of ``body`` at every prompt position and at every given response position.
+
+    What all prompts begin with (a chat template's system message, an instruction) is read once, every prompt once,
+    and only responses once each. Gradients flow through the cached parts.
 
     Args:
         body: ``body(inputs, attention_mask=, position_ids=, past_key_values=)`` -> tensors ``[N, L, ...]``; it
-            appends its keys and values to the cache. Gradients flow through the cached prompt.
+            appends its keys and values to the cache.
         prompt: token ids ``[P, S]`` or features ``[P, S, F]``.
         response: what follows the prompt, ``[B, R]`` or ``[B, R, F]``; R may be 0.
-
-    Returns:
-        Two tuples with one tensor per output of ``body``: ``[P, S, ...]`` and ``[B, R, ...]``.
     """
     cache = DynamicCache()
+    common = common_prefix(prompt, prompt_mask_PS) if prompt.ndim == 2 else 0
+    first: tuple[Tensor, ...] = ()
+    if common:
+        longest = int(prompt_mask_PS.sum(1).argmax())
+        start = int((prompt_mask_PS[longest] == 0).sum())
+        beginning_1C = prompt[longest : longest + 1, start : start + common]
+        ones_1C = torch.ones_like(beginning_1C)
+        first = body(beginning_1C, attention_mask=ones_1C, position_ids=positions_PS(ones_1C), past_key_values=cache)
+        cache.batch_select_indices(torch.zeros(len(prompt), dtype=torch.long, device=prompt.device))
+        # Dropping the beginning of every left-padded row leaves its last tokens where they are.
+        columns = torch.arange(prompt.shape[1], device=prompt.device)
+        own_PS = (columns >= (prompt_mask_PS == 0).sum(1, keepdim=True) + common).long()[:, common + start :]
+        prompt = prompt[:, common + start :]
+        prompt_mask_PS = torch.cat([ones_1C.expand(len(prompt), -1).to(own_PS.dtype), own_PS], 1)
     at_prompt = body(
-        prompt, attention_mask=prompt_mask_PS, position_ids=positions_PS(prompt_mask_PS), past_key_values=cache
+        prompt,
+        attention_mask=prompt_mask_PS,
+        position_ids=positions_PS(prompt_mask_PS)[:, common:],
+        past_key_values=cache,
     )
+    if common:
+        at_prompt = tuple(
+            torch.cat([a.expand(len(b), *a.shape[1:]), b], 1) for a, b in zip(first, at_prompt, strict=True)
+        )
     if response.shape[1] == 0:
-        return at_prompt, tuple(out.new_zeros((len(response), 0, *out.shape[2:])) for out in at_prompt)
+        nothing = tuple(out.new_zeros((len(response), 0, *out.shape[2:])) for out in at_prompt)
+        return SharedRun(at_prompt, nothing, prompt_mask_PS)
     cache.batch_select_indices(prompt_of_row_B)
     mask_BS = prompt_mask_PS[prompt_of_row_B]
     start_B1 = mask_BS.sum(1, keepdim=True)
@@ -53,7 +90,20 @@ def run_shared(
         position_ids=start_B1 + torch.arange(response.shape[1], device=response.device),
         past_key_values=cache,
     )
-    return at_prompt, at_response
+    return SharedRun(at_prompt, at_response, prompt_mask_PS)
+
+
+def common_prefix(ids_PS: Tensor, mask_PS: Tensor) -> int:
+    """Number of tokens with which all left-padded prompts begin, short of each one's last token; 0 for one prompt."""
+    if len(ids_PS) == 1:
+        return 0
+    lengths_P = mask_PS.sum(1)
+    most = int(lengths_P.min()) - 1
+    starts_P = ids_PS.shape[1] - lengths_P
+    columns_PC = starts_P[:, None] + torch.arange(most, device=ids_PS.device)
+    heads_PC = ids_PS.gather(1, columns_PC)
+    same_C = (heads_PC == heads_PC[:1]).all(0)
+    return int(same_C.long().cumprod(0).sum())
 
 
 def align(at_prompt_PSD: Tensor, at_response_BRD: Tensor, prompt_of_row_B: Tensor) -> Tensor:

@@ -128,7 +128,14 @@ def apply_link(link: Link, score_logits_NV: Tensor, log_p_NV: Tensor) -> Tensor:
 
 
 def _reduce(
-    base_ND: Tensor, base_head: Head, score_NE: Tensor, score_head: Head, tokens_N: Tensor, link: Link, maximum: bool, support: int
+    base_ND: Tensor,
+    base_head: Head,
+    score_NE: Tensor,
+    score_head: Head,
+    tokens_N: Tensor,
+    link: Link,
+    maximum: bool,
+    support: int,
 ) -> tuple[Tensor, ...]:
     with torch.no_grad():
         log_p_NV = base_head.logits(base_ND).log_softmax(1)

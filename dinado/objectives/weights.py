@@ -45,12 +45,13 @@ def summarise_weights(weight_N: Tensor) -> WeightSummary:
     """Effective sample size and largest share of ``[N]`` non-negative weights."""
     weight_N = weight_N.double()
     total = weight_N.sum()
-    return WeightSummary(
-        float(total.square() / weight_N.square().sum() / len(weight_N)), float(weight_N.max() / total)
-    )
+    return WeightSummary(float(total.square() / weight_N.square().sum() / len(weight_N)), float(weight_N.max() / total))
 
 
 def smoothed_root(score_K: Tensor, weight_K: Tensor | None = None, prior: float = 0.5) -> float:
-    """Estimate of R(c) from one prompt's rollouts, pulled off 0 and 1: (sum w C + a) / (sum w + 2 a), Jeffreys a = 1/2."""
+    """Estimate of R(c) from one prompt's rollouts, pulled off 0 and 1.
+
+    (sum w C + a) / (sum w + 2 a), with the Jeffreys prior a = 1/2.
+    """
     weight_K = torch.ones_like(score_K) if weight_K is None else weight_K
     return float(((weight_K * score_K).sum() + prior) / (weight_K.sum() + 2 * prior))
