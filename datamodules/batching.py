@@ -32,11 +32,14 @@ class BatchPlan:
         use_N: rows that take part.
         batch_size: rows in an optimiser step.
         rows_per_prompt: largest group of rows of one prompt.
-        seed: names the random streams.
+        seed, name: name the random streams.
     """
 
-    def __init__(self, rows: Rows, use_N: np.ndarray, batch_size: int, rows_per_prompt: int, seed: int) -> None:
+    def __init__(
+        self, rows: Rows, use_N: np.ndarray, batch_size: int, rows_per_prompt: int, seed: int, name: str = "batches"
+    ) -> None:
         self._use_N = use_N
+        self._name = name
         self._prompt_N = rows.prompt_index_N[use_N]
         self._length_N = rows.length_N[use_N]
         self._batch_size = batch_size
@@ -63,7 +66,7 @@ class BatchPlan:
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
         """Positions in ``use_N`` in the order of this epoch, and the number of the group each belongs to."""
-        stream = generator(self._seed, "batches", epoch)
+        stream = generator(self._seed, self._name, epoch)
         shuffled_N = torch.randperm(len(self._use_N), generator=stream).numpy()
         size = self._rows_per_prompt
         groups = [
@@ -73,6 +76,37 @@ class BatchPlan:
         ]
         groups = [groups[g] for g in torch.randperm(len(groups), generator=stream).tolist()]
         return np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
+
+
+class StratifiedPlan:
+    """Steps with a fixed number of rows from each of several strata, each stratum with epochs of its own.
+
+    Args:
+        rows: where the strata point into.
+        strata_N: disjoint sets of rows.
+        counts: rows of each stratum in a step.
+        rows_per_prompt, seed: see :class:`BatchPlan`.
+    """
+
+    def __init__(
+        self, rows: Rows, strata_N: Sequence[np.ndarray], counts: Sequence[int], rows_per_prompt: int, seed: int
+    ) -> None:
+        self._length_N = rows.length_N
+        self._plans = [
+            BatchPlan(rows, use_N, count, rows_per_prompt, seed, f"batches of stratum {index}")
+            for index, (use_N, count) in enumerate(zip(strata_N, counts, strict=True))
+        ]
+
+    def step(self, index: int) -> np.ndarray:
+        """The rows of an optimiser step, short responses first."""
+        row_B = np.concatenate([plan.step(index) for plan in self._plans])
+        return row_B[np.argsort(self._length_N[row_B], kind="stable")]
+
+
+def stratum_weights(strata_N: Sequence[np.ndarray], counts: Sequence[int]) -> list[float]:
+    """What a row of each stratum has to count for so that a step's loss keeps its expectation: N_s / N over n_s / B."""
+    num_rows, num_drawn = sum(map(len, strata_N)), sum(counts)
+    return [(len(rows) / num_rows) / (count / num_drawn) for rows, count in zip(strata_N, counts, strict=True)]
 
 
 def accumulation(batch_size: int, micro_batch: int | None, world_size: int) -> int:

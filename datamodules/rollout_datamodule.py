@@ -11,7 +11,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning import LightningDataModule
 
-from datamodules.batching import BatchPlan, EncodedPrompts, accumulation, collate, held_out_batches, split_step
+from datamodules.batching import (
+    BatchPlan,
+    EncodedPrompts,
+    StratifiedPlan,
+    accumulation,
+    collate,
+    held_out_batches,
+    split_step,
+    stratum_weights,
+)
 from datamodules.references import rows_of_references
 from datamodules.rows import Rows, rows_of_rollouts, weight_summary
 from datamodules.stores import train_store, uses_rollouts, val_store
@@ -35,7 +44,7 @@ class TrainLoader:
     """
 
     def __init__(
-        self, data: RolloutDataModule, plan: BatchPlan, micro_batches: int, rank: int, world_size: int
+        self, data: RolloutDataModule, plan: BatchPlan | StratifiedPlan, micro_batches: int, rank: int, world_size: int
     ) -> None:
         self._data = data
         self._plan = plan
@@ -128,8 +137,8 @@ class RolloutDataModule(LightningDataModule):
         if config.method == "sft" and uses_rollouts(config):
             use_N = np.flatnonzero(self.rows.score_N > POSITIVE_ABOVE)
         self._check_enough(len(use_N))
-        optim = config.optim
-        self._plan = BatchPlan(self.rows, use_N, optim.batch_size, optim.rows_per_prompt, config.seed)
+        stratified = config.targets.positives_share > 0 and config.method != "sft"
+        self._plan = self._stratified() if stratified else self._as_they_come(use_N)
 
     @property
     def accumulation(self) -> int:
@@ -187,6 +196,27 @@ class RolloutDataModule(LightningDataModule):
         if len(rows):
             self.summary = store_summary(rollouts, weight_summary(rows))
         return rows
+
+    def _as_they_come(self, use_N: np.ndarray) -> BatchPlan | StratifiedPlan:
+        optim = self.config.optim
+        return BatchPlan(self.rows, use_N, optim.batch_size, optim.rows_per_prompt, self.config.seed)
+
+    def _stratified(self) -> BatchPlan | StratifiedPlan:
+        """A fixed number of accepted rollouts in every step, everything reweighted to keep the loss's expectation."""
+        optim, share = self.config.optim, self.config.targets.positives_share
+        accepted_N = self.rows.score_N > POSITIVE_ABOVE
+        strata = [np.flatnonzero(accepted_N), np.flatnonzero(~accepted_N)]
+        wanted = min(max(round(share * optim.batch_size), 1), optim.batch_size - 1)
+        counts = [wanted, optim.batch_size - wanted]
+        for rows_N, count, name in zip(strata, counts, ("accepted", "rejected"), strict=True):
+            if len(rows_N) < count:
+                raise DataError(
+                    f"targets.positives_share={share} asks for {count} {name} rollouts in a step and there are "
+                    f"{len(rows_N)}; change it, lower optim.batch_size, or raise rollouts.per_prompt"
+                )
+        for rows_N, weight in zip(strata, stratum_weights(strata, counts), strict=True):
+            self.rows.weight_N[rows_N] *= weight
+        return StratifiedPlan(self.rows, strata, counts, optim.rows_per_prompt, self.config.seed)
 
     def _check_enough(self, count: int) -> None:
         """An optimiser step never holds a row twice."""

@@ -137,6 +137,9 @@ class TargetConfig:
     """Largest importance weight, relative to the mean of its prompt; 0 never clips."""
     root: Literal["learned", "store"] = "learned"
     """Success rate of a prompt, R(c): learned by the norm head, or known from the prompt's own K rollouts."""
+    positives_share: float = 0.0
+    """Share of accepted rollouts in every optimiser step, reweighted so that the loss keeps its expectation; 0 takes
+    rollouts as they come. Helps where the oracle is rare."""
 
 
 @dataclass

@@ -47,7 +47,7 @@ RANGES: dict[Test, str] = {
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
     FRACTION: "network.taps optim.warmup",
-    BELOW_ONE: "lora.dropout optim.betas",
+    BELOW_ONE: "lora.dropout optim.betas targets.positives_share",
     (lambda x: x >= 2, "must be 2 or more, the end of sequence included"): "task.vocab_size",
     (lambda x: x >= 1, "must be a token, not the end of sequence (0)"): "task.required task.avoided task.ends_with",
 }
@@ -162,6 +162,7 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
         "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",
         "targets.root": method in ("nado", "sft") and f"{method} has no norm to tie to it",
+        "targets.positives_share": method == "sft" and "method=sft sees accepted rollouts only",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
     }
     if config.task.name in EXACT_TASKS:

@@ -24,6 +24,7 @@ from dinado.models.trainable import adapter_norm, build_full, build_lora, build_
 from dinado.objectives.losses import LossWeights, OracleLoss, oracle_loss
 from dinado.objectives.values import TokenValues, log_beta
 from dinado.objectives.vocabulary import Link
+from dinado.seeding import derive_seed
 from experiments.config import Config
 from experiments.rules import resolved_parameters
 from lightning_modules.optim import configure
@@ -119,6 +120,8 @@ class OracleMethod(L.LightningModule):
         DDP averages over processes and Lightning over accumulated micro-batches; multiplying by both undoes that, so
         that 1 x 8, 2 x 4 and 8 x 1 give the same update.
         """
+        # Dropout draws from the global stream. Named by step and process, that is the same after resuming.
+        torch.manual_seed(derive_seed(self.config.seed, "dropout", self.global_step, batch_idx, self.global_rank))
         step = self.run(batch)
         total = batch.weight_total or float(batch.weight_B.sum())
         share = self.trainer.world_size * self.trainer.accumulate_grad_batches / total

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -16,11 +17,13 @@ class GracefulStop(Callback):
     """First Ctrl-C or SIGTERM: finish the optimiser step, then stop. Second Ctrl-C: stop now.
 
     Every process has to agree on the step to stop at, so the flag is reduced over processes; that needs a collective,
-    which is run every ``every`` optimiser steps only.
+    which is run every ``every`` optimiser steps only. The last step, of a stopped run or a finished one, is saved here:
+    a checkpoint taken after the loop has ended would count a step too many when it is resumed.
     """
 
-    def __init__(self, every: int = 1) -> None:
+    def __init__(self, checkpoint: Path, every: int = 1) -> None:
         self.received: int | None = None
+        self.checkpoint = checkpoint
         self.every = every
         self._previous: dict[int, Any] = {}
 
@@ -32,7 +35,8 @@ class GracefulStop(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Stop together after an optimiser step."""
-        if trainer.fit_loop._should_accumulate() or trainer.global_step % self.every:
+        last = trainer.global_step >= trainer.max_steps
+        if trainer.fit_loop._should_accumulate() or (trainer.global_step % self.every and not last):
             return
         flag = float(self.received or 0)
         if trainer.world_size > 1:
@@ -41,6 +45,8 @@ class GracefulStop(Callback):
         if flag:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
+        if flag or last:
+            trainer.save_checkpoint(self.checkpoint)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Give the handlers back."""

@@ -6,6 +6,8 @@ import json
 import logging
 import os
 import signal
+import sys
+import warnings
 from dataclasses import dataclass, field
 
 import lightning as L
@@ -66,7 +68,6 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     for logger in trainer.loggers:
         logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
     trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    trainer.save_checkpoint(folder.path / "checkpoints" / "last.ckpt")
     writer = trainer.is_global_zero
     if stop.received is not None:
         folder.mark("interrupted", signal.Signals(stop.received).name)
@@ -80,7 +81,9 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
         return Outcome(is_writer=False)
     with console.status("evaluating"):
         report = evaluate_method(method, data, task, world)
-    metrics = final_metrics(config, report, folder) | data.summary
+    last = {key: float(value) for key, value in trainer.callback_metrics.items()}
+    metrics = last | data.summary | final_metrics(config, report, folder)
+    metrics["perf/rollouts_per_s"] = rollouts_per_s
     folder.append_metrics({"step": config.optim.steps, **metrics})
     for logger in trainer.loggers[1:]:
         logger.log_metrics(metrics, step=config.optim.steps)
@@ -121,7 +124,8 @@ def dry_run(config: Config) -> None:
 
 
 def _console(quiet: bool) -> Console:
-    console = Console(stderr=quiet)
+    # A pipe or a log file has no width of its own; the table needs some.
+    console = Console(stderr=quiet, width=None if sys.stdout.isatty() else 160)
     level = logging.INFO if is_writer() else logging.ERROR
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)], force=True
@@ -129,6 +133,12 @@ def _console(quiet: bool) -> Console:
     for noisy in ("httpx", "transformers", "lightning.pytorch", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    # The frozen base is meant to be in eval mode while the rest trains.
+    warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
+    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
     console.quiet = not is_writer()
     return console
 
@@ -144,12 +154,14 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     console = _console(quiet)
     base, task = build_base(config), build_task(config)
     prepare_rollouts(config, base, task)
+    # Before adapters go into the base: the world is enumerated from p.
+    world = build_world(config, base)
     method = build_method(config, base)
     check_and_load(method, load_checkpoint(folder.path))
     data = RolloutDataModule(config, base, task)
     data.setup("validate")
     with console.status("evaluating"):
-        report = evaluate_method(method, data, task, build_world(config, base))
+        report = evaluate_method(method, data, task, world)
     _show(console, config, report, task.name)
     return report.rows[config.method]
 

@@ -18,7 +18,7 @@ from lightning_modules.loggers import build_loggers
 def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple[L.Trainer, GracefulStop]:
     """A Trainer that counts in optimiser steps and keeps ``checkpoints/last.ckpt`` up to date."""
     settings = config.trainer
-    stop = GracefulStop()
+    stop = GracefulStop(folder.path / "checkpoints" / "last.ckpt")
     checkpoints = ModelCheckpoint(
         folder.path / "checkpoints",
         save_last=True,

@@ -1,4 +1,7 @@
-"""Small models and batches that several tests build. Axes: B responses, P prompts, S prompt tokens, T tokens, V vocabulary."""
+"""Small models and batches that several tests build.
+
+Axes: B responses, P prompts, S prompt tokens, T response tokens, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -93,7 +96,9 @@ def prompt_tokens(base: BaseLM, prompt: Prompt) -> list[int]:
 
 
 @torch.no_grad()
-def plain_log_probs(model: nn.Module, prompt: Sequence[int], response: Sequence[int], temperature: float = 1.0) -> Tensor:
+def plain_log_probs(
+    model: nn.Module, prompt: Sequence[int], response: Sequence[int], temperature: float = 1.0
+) -> Tensor:
     """``[T, V]`` next-token log-probabilities at each token of one response: one sequence, no padding, no cache."""
     ids = torch.tensor([[*prompt, *response]])
     logits = model(ids, attention_mask=torch.ones_like(ids), use_cache=False).logits[0, len(prompt) - 1 : -1]
@@ -120,7 +125,7 @@ def random_lora(base: BaseLM, size: float = 0.3, **settings: object) -> PolicySc
         for name, parameter in base.model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * size)
-    return scores
+    return scores.eval()
 
 
 def exact_gpt2(folder: object, *overrides: str) -> Config:

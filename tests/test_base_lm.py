@@ -10,17 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
-from transformers import CohereConfig, CohereForCausalLM
-
-from dinado.errors import DataError, UserError
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_word_tokenizer
-from dinado.models.scores import PolicyScores, adapters
-from dinado.models.trainable import build_full, merge_adapters
-from dinado.objectives.vocabulary import token_log_probs
-from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder
 from helpers import (
     BASES,
     PROMPT_OF,
@@ -33,6 +22,17 @@ from helpers import (
     random_lora,
     tiny_llama,
 )
+from torch import Tensor
+from transformers import CohereConfig, CohereForCausalLM
+
+from dinado.errors import DataError, UserError
+from dinado.models.base_lm import BaseLM
+from dinado.models.markov import build_word_tokenizer
+from dinado.models.scores import PolicyScores, adapters
+from dinado.models.trainable import build_full, merge_adapters
+from dinado.objectives.vocabulary import token_log_probs
+from dinado.prompt import Prompt
+from dinado.rollouts.sampler import Decoder
 
 TAPS = [0.0, 0.5, 1.0]
 
@@ -73,7 +73,8 @@ def test_log_probs_are_those_of_each_sequence_alone(name: str, temperature: floa
 
 
 def test_temperature_changes_p() -> None:
-    assert not torch.allclose(*(base_lm("gpt2", temperature=t).log_probs(batch_of(base_lm("gpt2"))) for t in (1.0, 0.6)))
+    cold, plain = (base_lm("gpt2", temperature=t) for t in (0.6, 1.0))
+    assert not torch.allclose(cold.log_probs(batch_of(plain)), plain.log_probs(batch_of(plain)))
 
 
 @pytest.mark.parametrize("name", BASES)
@@ -169,6 +170,18 @@ def test_fresh_adapters_change_nothing() -> None:
     assert torch.equal(log_probs(base), before)
 
 
+def test_only_the_dropout_of_adapters_follows_the_mode() -> None:
+    base = base_lm("llama")
+    random_lora(base, dropout=0.5)
+    still, before = base_lm("llama"), log_probs(base)
+    base.train()
+    assert not torch.equal(log_probs(base), log_probs(base))
+    with adapters(base, on=False):
+        assert torch.equal(log_probs(base), log_probs(still))
+    base.eval()
+    assert torch.equal(log_probs(base), before)
+
+
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_merged_adapters_are_the_policy(name: str) -> None:
     base = base_lm(name)
@@ -223,7 +236,7 @@ def test_a_frozen_base_never_leaves_eval_mode() -> None:
     holder = torch.nn.ModuleList([base])
     batch = batch_of(base)
     for _ in range(2):
-        assert not any(module.training for module in base.modules())
+        assert not any(module.training for module in base.model.modules())
         assert torch.equal(base.log_probs(batch), base.log_probs(batch))
         holder.train()
     assert holder.training

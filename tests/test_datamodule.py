@@ -271,6 +271,32 @@ def test_sft_on_positives_sees_accepted_rollouts_only(shared_cache: Path, base: 
     assert set(seen) == set(positives)
 
 
+def test_a_share_of_positives_keeps_the_expectation(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    plain = make_data(shared_cache, base, task)
+    data = make_data(shared_cache, base, task, targets__positives_share=0.25, optim__steps=200)
+    accepted = float((plain.rows.score_N > 0.5).sum())
+    batches = list(data.train_dataloader())
+    for batch in batches[:5]:
+        assert int((batch.score_B > 0.5).sum()) == 4
+        assert batch.weight_total == pytest.approx(16.0)
+        # Accepted rollouts count for as much as they do among all rollouts.
+        share = float((batch.weight_B * batch.score_B).sum() / batch.weight_B.sum())
+        assert share == pytest.approx(accepted / len(plain.rows), rel=1e-5)
+    # Over many steps every row is seen in proportion to one over its weight.
+    seen: Counter[tuple] = Counter()
+    for batch in batches:
+        for row in rows_of(batch):
+            seen[row[:3]] += row[4]
+    every = Counter(row[:3] for row in expected_rows(plain))
+    for row, count in every.items():
+        assert seen[row] / sum(seen.values()) == pytest.approx(count / len(plain.rows), rel=0.35)
+
+
+def test_a_share_of_positives_that_cannot_be_had(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    with pytest.raises(DataError, match=r"targets.positives_share=0.9 asks for"):
+        make_data(shared_cache, base, task, targets__positives_share=0.9, optim__batch_size=60)
+
+
 def test_too_few_positives(shared_cache: Path, base: BaseLM, task: Task) -> None:
     with pytest.raises(
         DataError, match=r"of 70 training rollouts that the oracle accepts, fewer than optim.batch_size"

@@ -27,7 +27,7 @@ VALID = [
     ("quickstart", "method=dinado_merge objective.norm=mean"),
     ("quickstart", "parameters=full"),
     ("quickstart", "objective.norm=mean objective.overflow=2"),
-    ("quickstart", "objective.support=50 objective.overflow=2"),
+    ("quickstart", "objective.norm=linf objective.support=50 objective.overflow=2"),
     ("quickstart", "method=dinado_hard objective.overflow=2 targets.root=store"),
     ("quickstart", "trainer.devices=2 optim.micro_batch=16"),
     ("quickstart", "oracle.name=user oracle.function=my.module:score"),

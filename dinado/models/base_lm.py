@@ -110,8 +110,12 @@ class BaseLM(nn.Module):
         return cls(model, tokenizer, name=name or path_or_name, **kwargs)
 
     def train(self, mode: bool = True) -> BaseLM:
-        """Stay in eval mode: a frozen base never applies dropout."""
-        return super().train(False)
+        """Stay in eval mode, as a frozen base never applies dropout; only the dropout of adapters inside it follows."""
+        super().train(False)
+        for name, module in self.model.named_modules():
+            if name.endswith("lora_dropout"):
+                module.train(mode)
+        return self
 
     @property
     def device(self) -> torch.device:
@@ -205,7 +209,8 @@ class BaseLM(nn.Module):
 
     def _check_head(self) -> None:
         """Refuse models whose logits are not a linear map of the last hidden state."""
-        ids = torch.tensor([[self.eos_ids[0]]], device=self.device)
+        # Several tokens: the end token may also pad, its state may then be zero, and zero is linear in anything.
+        ids = torch.arange(min(16, self.vocab_size), device=self.device)[None]
         with torch.no_grad():
             kwargs = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
             logits = self.model(ids, **kwargs).logits.float()
