@@ -7,16 +7,20 @@ and the options a script declares are its own. Exit codes: 0 fine, 2 a user erro
 from __future__ import annotations
 
 import difflib
+import math
 import os
 import re
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from dinado.errors import ConfigError, UserError
 from experiments import help, schema
 from experiments.run_folder import json_line
+
+N = TypeVar("N", int, float)
+D = TypeVar("D")
 
 
 @dataclass(frozen=True)
@@ -134,6 +138,26 @@ def run(
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+
+
+def number(arguments: Arguments, option: Option, kind: type[N], default: D, least: float | None = None) -> N | D:
+    """Value of an option that is a number, ``default`` when it was not given.
+
+    Raises:
+        ConfigError: it is not a (whole) number, or below ``least``.
+    """
+    text = arguments.value(option)
+    if text is None:
+        return default
+    wanted = "a whole number" if kind is int else "a number"
+    wanted += "" if least is None else f" of {least:g} or more"
+    try:
+        value = kind(text)
+    except ValueError:
+        raise ConfigError(f"--{option.name} {text}: give {wanted}") from None
+    if not math.isfinite(value) or (least is not None and value < least):
+        raise ConfigError(f"--{option.name} {text}: give {wanted}")
+    return value
 
 
 def print_json(record: Mapping[str, Any]) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
 import torch
@@ -49,9 +49,6 @@ class OracleMethod(L.LightningModule):
 
     link: ClassVar[Link] = "identity"
     """How an oracle network's output becomes a score."""
-    norm_input: ClassVar[str | None] = None
-    """State the step-wise norm head reads: `base`, `own`, or None for a method without one."""
-
     norm_steps: ClassVar[bool] = True
     """Whether the norm head speaks at every step, not at the root alone."""
 
@@ -68,6 +65,11 @@ class OracleMethod(L.LightningModule):
         self.diagnostics = RolloutDiagnostics()
         self._clock = time.perf_counter()
         self._tokens = 0
+
+    @property
+    def norm_input(self) -> Literal["base", "own"] | None:
+        """Whose state the norm head reads; None for a method without one."""
+        return None
 
     @property
     def needs_norm_head(self) -> bool:
@@ -96,9 +98,15 @@ class OracleMethod(L.LightningModule):
         """log of the step-wise norm, ``[B, T]``."""
         if self.norm_head is None:
             raise ValueError("this method has no norm head")
-        state = scored.base_state_BTD if self.norm_input == "base" else scored.own_state_BTE
         root_B = batch.root_B if self.config.targets.root == "store" else None
-        return log_beta(self.norm_head(state), root_B)
+        return log_beta(self.norm_head(self.norm_state(scored)), root_B)
+
+    def norm_state(self, scored: Scored) -> Tensor:
+        """What the norm head reads, ``[B, T, D]``."""
+        if self.norm_input != "base":
+            return scored.own_state_BTE
+        assert scored.base_state_BTD is not None, "needs.base_states asks for it"
+        return scored.base_state_BTD
 
     def run(self, batch: RolloutBatch) -> Step:
         """Statistics, values and loss of a batch."""

@@ -5,6 +5,8 @@ The published text names Hard and gives no equations; this is our reconstruction
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 from torch.nn import functional as F
 
@@ -17,8 +19,12 @@ from lightning_modules.base import OracleMethod
 class DinadoHard(OracleMethod):
     """log R = log R(c) + sum of log(q / p); only the root R(c) has a norm head, and none if the store knows it."""
 
-    norm_input = "base"
     norm_steps = False
+
+    @property
+    def norm_input(self) -> Literal["base"]:
+        """The root is a fact about the prompt, which the base has read."""
+        return "base"
 
     @property
     def needs_norm_head(self) -> bool:

@@ -2,10 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
+from torch import Tensor
+
+from dinado.models.scores import PolicyScores, Scored
 from lightning_modules.dinado_soft import DinadoSoft
 
 
 class DinadoMerge(DinadoSoft):
-    """As Soft, with scores from a policy (base + LoRA, or a full copy) and the norm read from the base's states."""
+    """As Soft, with scores from a policy (base + LoRA, or a full copy) and the norm read from the base's states.
 
-    norm_input = "base"
+    A base without weights to adapt (exact_world) gets a causal network on top as its policy. That base knows the last
+    token only, so there the norm is read from the network's states; as with the base's, no gradient flows into them.
+    """
+
+    @property
+    def norm_input(self) -> Literal["base", "own"]:
+        """The base's state where the policy is an adapted base."""
+        return "base" if isinstance(self.scores, PolicyScores) else "own"
+
+    def norm_state(self, scored: Scored) -> Tensor:
+        """A state that the norm head does not shape."""
+        return super().norm_state(scored).detach()

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Literal
+
 from dinado.batch import RolloutBatch
 from dinado.models.scores import Needs, Scored
 from dinado.objectives.values import TokenValues, soft_values
@@ -11,7 +13,10 @@ from lightning_modules.base import OracleMethod
 class DinadoSoft(OracleMethod):
     """R_i(v) = beta_i exp(s_i(v) - norm of s_i); decoding uses the ratios alone."""
 
-    norm_input = "own"
+    @property
+    def norm_input(self) -> Literal["base", "own"]:
+        """The oracle network's state."""
+        return "own"
 
     @property
     def needs(self) -> Needs:

@@ -62,3 +62,9 @@ def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
             )
         )
     return loggers
+
+
+def finish(loggers: list[Logger]) -> None:
+    """Close what writes in the background; W&B says here where its files are, not after the last line of output."""
+    for logger in loggers[1:]:
+        logger.experiment.finish()

@@ -27,6 +27,7 @@ from experiments.config import Config
 from experiments.run_folder import RunFolder, is_writer
 from lightning_modules.build import build_method
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
+from lightning_modules.loggers import finish
 from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
 from lightning_modules.training import build_trainer, checkpoint_to_resume, count_parameters
 
@@ -67,12 +68,20 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
         folder.truncate_metrics(int(load_checkpoint(folder.path)["global_step"]))
     for logger in trainer.loggers:
         logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
-    trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    try:
+        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+    except SystemExit:
+        # Lightning makes exit code 1 of the KeyboardInterrupt that a second Ctrl-C raises.
+        if stop.received is None:
+            raise
+        raise KeyboardInterrupt from None
     writer = trainer.is_global_zero
     if stop.received is not None:
         folder.mark("interrupted", signal.Signals(stop.received).name)
         if writer:
-            console.print(f"stopped at step {trainer.global_step}; go on with: python train.py --resume {folder.path}")
+            hint = f"go on with: python train.py --resume {folder.path}"
+            console.print(f"stopped at step {trainer.global_step}; {hint}", soft_wrap=True)
+        finish(trainer.loggers)
         return Outcome({}, 128 + stop.received, writer)
     if trainer.world_size > 1:
         trainer.strategy.teardown()
@@ -87,6 +96,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     folder.append_metrics({"step": config.optim.steps, **metrics})
     for logger in trainer.loggers[1:]:
         logger.log_metrics(metrics, step=config.optim.steps)
+    finish(trainer.loggers)
     _show(console, config, report, task.name)
     return Outcome(metrics)
 
@@ -139,6 +149,8 @@ def _console(quiet: bool) -> Console:
     # The frozen base is meant to be in eval mode while the rest trains.
     warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+    # Held-out numbers are gathered over processes by ourselves; `sync_dist` would average what is already global.
+    warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
     console.quiet = not is_writer()
     return console
 

@@ -295,6 +295,26 @@ def test_a_resumed_run_is_the_run_that_was_never_stopped(finished: tuple, how: s
     assert losses[0] == losses[1]
 
 
+def test_a_second_interruption_stops_at_once_and_is_no_failure(tmp_path: Path) -> None:
+    def impatient(self: GracefulStop, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 4:
+            for _ in range(2):
+                self._handle(signal.SIGINT, None)
+
+    before = signal.getsignal(signal.SIGINT)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(GracefulStop, "on_train_batch_end", impatient)
+        try:
+            with pytest.raises(KeyboardInterrupt):
+                train(tmp_path, "nado", "twice", "trainer.checkpoint_every=2")
+        finally:
+            signal.signal(signal.SIGINT, before)
+    run = RunFolder(tmp_path / "runs" / "exact_world" / "twice")
+    assert status(run.path) == "interrupted"
+    assert load_checkpoint(run.path)["global_step"] == 2
+    assert train(tmp_path, "nado", "twice", resume=True)[0].exit_code == 0
+
+
 def test_a_finished_run_can_be_extended(tmp_path: Path) -> None:
     """With a schedule that does not look at the end, more steps of an old run are the steps of a longer one."""
     constant = "optim.schedule=constant"

@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -86,13 +87,15 @@ def test_without_an_experiment_train_lists_them() -> None:
 
 
 def test_help_answers_at_once() -> None:
-    started = time.process_time()
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
     for script in ("train.py", "evaluate.py", "generate.py"):
         result = process(script, "--help")
         assert result.code == 0 and f"python {script}" in result.out
         assert not result.err
     assert "optim.lr" in process("train.py", "--help", "optim").out
-    assert time.process_time() - started < 20
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    seconds = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+    assert seconds < 8, "four commands; with torch each takes three or more"
 
 
 def test_an_unknown_key_is_one_line_with_the_nearest_right_one() -> None:
@@ -123,7 +126,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> tuple[Result, Path]:
 
 def test_training_in_json(finished: tuple[Result, Path]) -> None:
     result, run = finished
-    assert len(result.out.splitlines()) == 1, "everything else goes to stderr"
     numbers = result.json
     assert 0 <= numbers["val/success"] <= 1 and numbers["val/kl_to_optimum"] >= 0
     assert status(run) == "finished"
@@ -254,7 +256,7 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
     finally:
         running.kill()
     assert running.returncode == 130, err
-    assert f"python train.py --resume {run}" in out.replace("\n", "")
+    assert f"python train.py --resume {run}" in out
     assert "Traceback" not in err
     assert status(run).startswith("interrupted")
     assert (run / "checkpoints" / "last.ckpt").is_file()

@@ -56,7 +56,7 @@ INVALID = [
     ("quickstart", "method=dinado_hard objective.support=5", "belongs to dinado_soft, dinado_merge"),
     ("quickstart", "objective.regulariser=0 objective.direction=predicted_first", "objective.regulariser is 0"),
     ("quickstart", "objective.regulariser=0 objective.detach=expected", "objective.regulariser is 0"),
-    ("quickstart", "objective.overflow=2", "log R cannot rise above 0"),
+    ("quickstart", "objective.norm=linf objective.overflow=2", "log R cannot rise above 0"),
     ("quickstart", "method=nado objective.overflow=2", "log R cannot rise above 0"),
     ("quickstart", "method=nado targets.root=store", "targets.root=store: ignored, nado has no norm"),
     ("quickstart", "method=sft targets.root=store", "sft has no norm"),
