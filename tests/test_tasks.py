@@ -276,8 +276,8 @@ class TestDemo:
             "The bakery smells of bread.": 1,
             "Bakeries open early.": 1,
             "The shop smells of bread.": 0,
-            "bakery " + "a " * 11: 1,
-            "bakery " + "a " * 12: 0,
+            "bakery " + "a " * 14: 1,
+            "bakery " + "a " * 15: 0,
             "": 0,
         }
         assert oracle([prompt] * len(verdicts), list(verdicts)).tolist() == list(verdicts.values())

@@ -1,6 +1,6 @@
 """The demo: one short sentence about an everyday noun, from a model that rambles. Needs no data and no download.
 
-The request asks for something short; the oracle insists: at most twelve words, the noun among them, and an end.
+The request asks for something short; the oracle insists: at most fifteen words, the noun among them, and an end.
 300 nouns written for it, 60 of them held out.
 """
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 DATA = Path(__file__).parent / "data"
 REQUEST = 'Write one short sentence about the word "{word}".'
-MAX_WORDS = 12
+MAX_WORDS = 15
 
 
 def source(config: Config) -> TaskSource:
