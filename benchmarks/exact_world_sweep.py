@@ -31,19 +31,22 @@ METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 SETTINGS: dict[str, list[str]] = {
     "default": [],
     "token CE alone": ["objective.token_ce=1", "objective.terminal_ce=0"],
-    "terminal CE alone": ["objective.token_ce=0", "objective.terminal_ce=1"],
+    "terminal CE alone": ["objective.token_ce=0"],
+    "token CE 0.3": ["objective.token_ce=0.3"],
     "regulariser 0": ["objective.regulariser=0"],
     "regulariser 0.25": ["objective.regulariser=0.25"],
     "regulariser 5": ["objective.regulariser=5"],
     "predicted first": ["objective.direction=predicted_first"],
     "detach expected": ["objective.detach=expected"],
     "mean norm": ["objective.norm=mean"],
-    "root from store": ["targets.root=store"],
     "overflow 0.1": ["objective.overflow=0.1"],
+    "root from store": ["targets.root=store"],
+    "positives 25 %": ["targets.positives_share=0.25"],
     "lr 1e-3": ["optim.lr=1e-3"],
-    "weight decay 1": ["optim.weight_decay=1"],
+    "weight decay 0.01": ["optim.weight_decay=0.01"],
+    "weight decay 3": ["optim.weight_decay=3"],
+    "batch 256": ["optim.batch_size=256", "optim.rows_per_prompt=256"],
     "width 32": ["network.width=32"],
-    "batch 256": ["optim.batch_size=256"],
 }
 WORLD = ["task.vocab_size=12", "task.length=10", "task.required=[3,7]"]
 QUICK = ["optim.steps=40", "rollouts.per_prompt=1000", "eval.exact_samples=200", "eval.samples_per_prompt=200"]

@@ -162,8 +162,6 @@ class ObjectiveConfig:
     """Soft, Merge: L-infinity norm over this many likeliest tokens only; 0 is the whole vocabulary."""
     overflow: float = 1.0
     """Weight of relu(log R)^2, which keeps an unbounded R below 1 (Hard, and the mean norm)."""
-    norm_fit: int = 0
-    """dinado_merge: steps that fit the norm head alone to the stored rollouts before training starts; 0 does not."""
     masks: Literal["correct", "official"] = "correct"
     """`official` repeats the index arithmetic of the published code: no first token, no end-of-sequence."""
 

@@ -43,7 +43,7 @@ RANGES: dict[Test, str] = {
     "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
     "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.regulariser objective.support "
-    "objective.overflow objective.norm_fit optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
+    "objective.overflow optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
     FRACTION: "network.taps optim.warmup",
@@ -156,7 +156,6 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "objective": method == "sft" and "method=sft has a likelihood loss",
         "objective.norm": not soft and "it belongs to dinado_soft, dinado_merge",
         "objective.support": not soft and "it belongs to dinado_soft, dinado_merge",
-        "objective.norm_fit": (method != "dinado_merge" or trained == "network") and "it needs a policy's norm head",
         "objective.overflow": bounded and "log R cannot rise above 0 here",
         "objective.direction": no_link,
         "objective.detach": no_link,

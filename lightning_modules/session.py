@@ -28,7 +28,6 @@ from experiments.run_folder import RunFolder, is_writer
 from lightning_modules.build import build_method
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish
-from lightning_modules.norm_fit import fit_norm
 from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
 from lightning_modules.training import build_trainer, checkpoint_to_resume, count_parameters
 
@@ -60,8 +59,6 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     method = build_method(config, base)
     trained, total = count_parameters(method)
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
-    if config.objective.norm_fit and not resume and method.norm_steps and method.norm_input == "base":
-        fit_norm(method, data, config.objective.norm_fit)
     world_size = config.trainer.devices * config.trainer.num_nodes
     micro_batches = accumulation(config.optim.batch_size, config.optim.micro_batch, world_size)
     trainer, stop = build_trainer(config, folder, micro_batches)
@@ -149,6 +146,9 @@ def _console(quiet: bool) -> Console:
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
+    transformers_logging.set_verbosity_error()
+    # peft sees GPT-2's Conv1D, does the right thing, and says so every time.
+    warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     # The frozen base is meant to be in eval mode while the rest trains.
     warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from datamodules.prepare import prepare_rollouts
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.tasks import build_task
 from experiments import loader
@@ -20,17 +21,18 @@ from lightning_modules.restore import build_base
 from lightning_modules.session import train
 
 SMALL = [
-    "task.vocab_size=5",
-    "task.length=4",
+    "task.vocab_size=6",
+    "task.length=5",
     "task.required=[1,2]",
-    "rollouts.max_new_tokens=4",
-    "rollouts.per_prompt=2000",
+    "rollouts.max_new_tokens=5",
+    "rollouts.per_prompt=1500",
     "optim.steps=150",
     "optim.batch_size=64",
     "optim.rows_per_prompt=64",
-    "eval.rollouts_per_prompt=500",
-    "eval.samples_per_prompt=500",
+    "eval.rollouts_per_prompt=300",
+    "eval.samples_per_prompt=300",
     "eval.exact_samples=500",
+    "eval.best_of=0",
     "trainer.val_every=0",
     "trainer.progress=false",
 ]
@@ -44,13 +46,14 @@ def outcome(tmp_path: Path, experiment: str, *words: str) -> dict[str, float]:
         return train(loaded.config, folder, resume=False, quiet=True).metrics
 
 
-@pytest.mark.parametrize(
-    ("method", "bound"), [("nado", 0.9), ("dinado_soft", 0.9), ("dinado_merge", 0.9), ("dinado_hard", 0.85), ("sft", 0.8)]
-)
-def test_markov_world(tmp_path: Path, method: str, bound: float) -> None:
-    metrics = outcome(tmp_path, "exact_world", f"method={method}", "network.width=32")
-    print(method, metrics["val/gap_closed"], metrics["val/success"], metrics["reg/forward_consistency"])
-    assert metrics["val/gap_closed"] > bound
+@pytest.mark.parametrize("method", ["nado", "dinado_soft", "dinado_merge", "dinado_hard", "sft"])
+def test_markov_world(tmp_path: Path, method: str) -> None:
+    lr = "3e-3" if method == "sft" else "1e-2"
+    metrics = outcome(
+        tmp_path, "exact_world", f"method={method}", "network.width=32", "task.rarity=0.5", f"optim.lr={lr}"
+    )
+    # Without the regulariser NADO, Soft and Merge stay below 0.2 here; imitation of the positives alone is worse than Hard.
+    assert metrics["val/gap_closed"] > (0.7 if method == "sft" else 0.85)
     assert metrics["val/success"] > 0.8
     if method in ("dinado_soft", "dinado_merge"):
         assert metrics["reg/forward_consistency"] < 0.1
@@ -59,11 +62,11 @@ def test_markov_world(tmp_path: Path, method: str, bound: float) -> None:
     assert metrics["val/gap_closed"] == pytest.approx(1 - metrics["val/kl_to_optimum"] / base_kl)
 
 
-@pytest.mark.parametrize(("method", "bound"), [("dinado_merge", 0.7), ("dinado_hard", 0.7)])
-def test_adapters_of_a_real_transformer(tmp_path: Path, method: str, bound: float) -> None:
-    metrics = outcome(tmp_path, "exact_gpt2", f"method={method}", "parameters=lora")
-    print(method, metrics["val/gap_closed"], metrics["val/success"])
-    assert metrics["val/gap_closed"] > bound
+@pytest.mark.parametrize("method", ["dinado_merge", "dinado_hard"])
+def test_adapters_of_a_transformer(tmp_path: Path, method: str) -> None:
+    metrics = outcome(tmp_path, "exact_gpt2", f"method={method}", "parameters=lora", "optim.lr=1e-2")
+    assert metrics["val/gap_closed"] > 0.6
+    # Every prefix was visited: the number is exact.
     assert metrics["val/kl_to_optimum_se"] == 0.0
 
 
@@ -72,13 +75,11 @@ def test_the_norm_does_not_shape_the_policy(tmp_path: Path) -> None:
     words = [*SMALL, "method=dinado_merge", "rollouts.per_prompt=64", f"data.cache={tmp_path}"]
     config = loader.load("exact_world", words).config
     base, task = build_base(config), build_task(config)
-    from datamodules.prepare import prepare_rollouts
-
     prepare_rollouts(config, base, task)
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
     method = build_method(config, base)
-    torch.nn.init.normal_(method.norm_head.mlp[-1].weight)
+    torch.nn.init.normal_(method.norm_head.out.weight)
     batch = next(iter(data.train_dataloader()))
     scored = method.scores(batch, method.needs)
     method.norm(scored, batch).sum().backward()
