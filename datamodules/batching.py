@@ -177,11 +177,11 @@ def collate(
     """
     row_B = np.asarray(row_B)
     prompt_index_P, prompt_of_row_B = np.unique(rows.prompt_index_N[row_B], return_inverse=True)
-    prompts = [encoded[int(index)] for index in prompt_index_P]
-    prompt_ids_PS, prompt_mask_PS = _pad(prompts, pad_id, left=True)
+    prompts = [encoded[int(index)].numpy() for index in prompt_index_P]
+    prompt_ids_PS, prompt_mask_PS = _pad(prompts, pad_id, np.int64, left=True)
     pairs = [rows.response(int(row)) for row in row_B]
-    response_BT, response_mask_BT = _pad([torch.from_numpy(tokens.astype(np.int64)) for tokens, _ in pairs], pad_id)
-    log_p_BT, _ = _pad([torch.tensor(log_p, dtype=torch.float32) for _, log_p in pairs], 0.0)
+    response_BT, response_mask_BT = _pad([tokens for tokens, _ in pairs], pad_id, np.int64)
+    log_p_BT, _ = _pad([log_p for _, log_p in pairs], 0.0, np.float32)
     return RolloutBatch(
         prompt_ids_PS=prompt_ids_PS,
         prompt_mask_PS=prompt_mask_PS,
@@ -197,9 +197,13 @@ def collate(
     )
 
 
-def _pad(sequences: list[Tensor], fill: float, left: bool = False) -> tuple[Tensor, Tensor]:
+def _pad(sequences: Sequence[np.ndarray], fill: float, dtype: type, left: bool = False) -> tuple[Tensor, Tensor]:
     """Sequences of different lengths as one matrix, and the mask of what is real."""
-    side = "left" if left else "right"
-    padded = torch.nn.utils.rnn.pad_sequence(sequences, batch_first=True, padding_value=fill, padding_side=side)
-    ones = [torch.ones(len(sequence), dtype=torch.long) for sequence in sequences]
-    return padded, torch.nn.utils.rnn.pad_sequence(ones, batch_first=True, padding_side=side)
+    length_N1 = np.array([len(sequence) for sequence in sequences])[:, None]
+    longest = length_N1.max()
+    position_L = np.arange(longest)
+    # One assignment for all rows; a tensor for each of them takes four times as long.
+    real_NL = position_L >= longest - length_N1 if left else position_L < length_N1
+    padded_NL = np.full(real_NL.shape, fill, dtype=dtype)
+    padded_NL[real_NL] = np.concatenate(sequences)
+    return torch.from_numpy(padded_NL), torch.from_numpy(real_NL.astype(np.int64))

@@ -17,10 +17,14 @@ os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ["WANDB_MODE"] = "disabled"
 
+import hypothesis
 import pytest
 import torch
 
 torch.set_num_threads(1)
+# A busy machine is no failure, and a failure has to come back on the next run.
+hypothesis.settings.register_profile("tests", deadline=None, derandomize=True)
+hypothesis.settings.load_profile("tests")
 
 LAUNCHER_VARIABLES = (
     "DINADO_RUN_ID RANK LOCAL_RANK NODE_RANK WORLD_SIZE SLURM_JOB_ID SLURM_PROCID TORCHELASTIC_RUN_ID WANDB_RUN_ID"

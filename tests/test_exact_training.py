@@ -52,7 +52,7 @@ def test_markov_world(tmp_path: Path, method: str) -> None:
     metrics = outcome(
         tmp_path, "exact_world", f"method={method}", "network.width=32", "task.rarity=0.5", f"optim.lr={lr}"
     )
-    # Without the regulariser NADO, Soft and Merge stay below 0.2 here; imitation of the positives alone is worse than Hard.
+    # Without the regulariser NADO, Soft and Merge stay below 0.2 here; imitation alone is worse than Hard.
     assert metrics["val/gap_closed"] > (0.7 if method == "sft" else 0.85)
     assert metrics["val/success"] > 0.8
     if method in ("dinado_soft", "dinado_merge"):
