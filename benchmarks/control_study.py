@@ -24,18 +24,18 @@ EXPERIMENT = "commongen_smollm2"
 
 PUBLISHED = (
     "objective.token_ce=0 objective.terminal_ce=1 objective.regulariser=1 objective.norm=linf "
-    "objective.masks=official targets.root=learned"
+    "objective.masks=official targets.root=learned targets.positives_share=0"
 )
 NETWORK = "network.head=tied network.taps=[0,0.5,1]"
 ENTRIES = {
-    "sft on references": "method=sft sft_data=references",
-    "sft on positives": "method=sft",
-    "nado": f"method=nado {NETWORK}",
+    "sft on references": "method=sft parameters=lora sft_data=references",
+    "sft on positives": "method=sft parameters=lora",
+    "nado": f"method=nado parameters=network {NETWORK}",
     "dinado_hard": "method=dinado_hard parameters=lora",
-    "dinado_soft": f"method=dinado_soft {NETWORK}",
-    "dinado_merge": "method=dinado_merge",
-    "dinado_soft, published": f"method=dinado_soft {PUBLISHED}",
-    "dinado_merge, published": f"method=dinado_merge {PUBLISHED}",
+    "dinado_soft": f"method=dinado_soft parameters=network {NETWORK}",
+    "dinado_merge": "method=dinado_merge parameters=lora",
+    "dinado_soft, published": f"method=dinado_soft parameters=network {PUBLISHED}",
+    "dinado_merge, published": f"method=dinado_merge parameters=lora {PUBLISHED}",
 }
 COLUMNS = {
     "val/success": "success",

@@ -98,6 +98,12 @@ def _typed(loaded: Loaded, *prefixes: str) -> list[str]:
     return [key for key in typed if any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)]
 
 
+def _weaker(loaded: Loaded, key: str, *others: str) -> bool:
+    """Whether a key was set by a weaker layer than one of the others."""
+    rank, *ranks = (loaded.layers.index(loaded.provenance[name]) for name in (key, *others))
+    return rank < max(ranks)
+
+
 def _ranges(loaded: Loaded) -> Iterator[str]:
     for (test, text), keys in RANGES.items():
         for key in keys.split():
@@ -139,6 +145,9 @@ def _parameters(loaded: Loaded) -> Iterator[str]:
     trainable = allowed.get(config.method, ("lora", "full"))
     if config.task.name == "exact_world":
         trainable = ("network",)
+    if resolved_parameters(config) not in trainable and _weaker(loaded, "parameters", "method", "task.name"):
+        # A file chose it for its own method; the command line asks for another.
+        config.parameters = "auto"
     if resolved_parameters(config) not in trainable:
         why = "task.name=exact_world has no weights to adapt" if config.task.name == "exact_world" else config.method
         yield f"{_said(loaded, 'parameters')}: {why}; use {' or '.join((*trainable, 'auto'))}"

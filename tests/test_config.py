@@ -277,4 +277,4 @@ def test_listing_survives_a_broken_file(tmp_path, monkeypatch):
 
 def test_rendered_yaml_is_plain_yaml():
     body = yaml.safe_load(loader.to_yaml(loader.load("quickstart"), dim=False))
-    assert body["optim"]["lr"] == Config().optim.lr and body["logging"]["wandb"] == "off"
+    assert body["optim"]["lr"] == loader.load("quickstart").config.optim.lr and body["logging"]["wandb"] == "off"

@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import re
 import typing
+from pathlib import Path
 
 import pytest
 
 from dinado.errors import ConfigError
 from experiments import loader, rules, schema
 from experiments.config import Config
+
+
+PLAIN = str(Path(__file__).parent / "experiments" / "plain.yaml")
 
 
 def fails(experiment: str, *overrides: str) -> str:
@@ -19,72 +23,74 @@ def fails(experiment: str, *overrides: str) -> str:
 
 
 VALID = [
+    (PLAIN, "method=dinado_soft"),
+    (PLAIN, "method=dinado_hard parameters=lora lora.r=4"),
+    (PLAIN, "method=dinado_hard network.width=64"),
+    (PLAIN, "method=sft sft_data=references lora.r=4"),
+    (PLAIN, "rollouts.top_p=0.9 targets.weights=importance targets.clip=5"),
+    (PLAIN, "method=dinado_merge objective.norm=mean"),
+    (PLAIN, "parameters=full"),
+    (PLAIN, "objective.norm=mean objective.overflow=2"),
+    (PLAIN, "objective.norm=linf objective.support=50 objective.overflow=2"),
+    (PLAIN, "method=dinado_hard objective.overflow=2 targets.root=store"),
     ("quickstart", "method=dinado_soft"),
-    ("quickstart", "method=dinado_hard parameters=lora lora.r=4"),
-    ("quickstart", "method=dinado_hard network.width=64"),
-    ("quickstart", "method=sft sft_data=references lora.r=4"),
-    ("quickstart", "rollouts.top_p=0.9 targets.weights=importance targets.clip=5"),
-    ("quickstart", "method=dinado_merge objective.norm=mean"),
-    ("quickstart", "parameters=full"),
-    ("quickstart", "objective.norm=mean objective.overflow=2"),
-    ("quickstart", "objective.norm=linf objective.support=50 objective.overflow=2"),
-    ("quickstart", "method=dinado_hard objective.overflow=2 targets.root=store"),
-    ("quickstart", "trainer.devices=2 optim.micro_batch=16"),
-    ("quickstart", "oracle.name=user oracle.function=my.module:score"),
-    ("quickstart", "oracle.name=regex oracle.pattern=a+$"),
-    ("quickstart", "oracle.name=length oracle.max_words=3"),
-    ("quickstart", "oracle.name=lexical oracle.words=[sun]"),
-    ("quickstart", "task.name=jsonl task.path=a.jsonl task.val_path=b.jsonl"),
-    ("quickstart", "task.name=commongen task.path=folder"),
-    ("quickstart", "base.run=runs/a/b"),
-    ("quickstart", "task.name=exact_gpt2 task.ends_with=3"),
+    ("commongen_smollm2", "method=nado"),
+    (PLAIN, "trainer.devices=2 optim.micro_batch=16"),
+    (PLAIN, "oracle.name=user oracle.function=my.module:score"),
+    (PLAIN, "oracle.name=regex oracle.pattern=a+$"),
+    (PLAIN, "oracle.name=length oracle.max_words=3"),
+    (PLAIN, "oracle.name=lexical oracle.words=[sun]"),
+    (PLAIN, "task.name=jsonl task.path=a.jsonl task.val_path=b.jsonl"),
+    (PLAIN, "task.name=commongen task.path=folder"),
+    (PLAIN, "base.run=runs/a/b"),
+    (PLAIN, "task.name=exact_gpt2 task.ends_with=3"),
     ("exact_world", "method=dinado_merge network.layers=1"),
     ("exact_world", "method=sft"),
     ("exact_world", "task.rarity=-2 oracle.negate=true"),
 ]
 INVALID = [
     # keys of another task or oracle
-    ("quickstart", "task.vocab_size=12", "command line: task.vocab_size=12: ignored by task.name=brief, it"),
+    (PLAIN, "task.vocab_size=12", "command line: task.vocab_size=12: ignored by task.name=brief, it"),
     ("exact_world", "task.path=a", "belongs to jsonl, commongen"),
     ("exact_world", "task.name=exact_gpt2 task.rarity=1", "task.rarity=1.0: ignored by task.name=exact_gpt2"),
-    ("quickstart", "oracle.pattern=a", "ignored by oracle.name=task, it belongs to regex"),
-    ("quickstart", "oracle.name=regex oracle.pattern=a oracle.words=[b]", "ignored by oracle.name=regex"),
+    (PLAIN, "oracle.pattern=a", "ignored by oracle.name=task, it belongs to regex"),
+    (PLAIN, "oracle.name=regex oracle.pattern=a oracle.words=[b]", "ignored by oracle.name=regex"),
     # settings the method does not read
-    ("quickstart", "sft_data=references", "sft_data=references: ignored, it belongs to method=sft"),
-    ("quickstart", "method=sft objective.regulariser=1", "objective.regulariser=1.0: ignored"),
-    ("quickstart", "method=nado objective.norm=mean", "belongs to dinado_soft, dinado_merge"),
-    ("quickstart", "method=dinado_hard objective.support=5", "belongs to dinado_soft, dinado_merge"),
-    ("quickstart", "objective.regulariser=0 objective.direction=predicted_first", "objective.regulariser is 0"),
-    ("quickstart", "objective.regulariser=0 objective.detach=expected", "objective.regulariser is 0"),
-    ("quickstart", "objective.norm=linf objective.overflow=2", "log R cannot rise above 0"),
-    ("quickstart", "method=nado objective.overflow=2", "log R cannot rise above 0"),
-    ("quickstart", "method=nado targets.root=store", "targets.root=store: ignored, nado has no norm"),
-    ("quickstart", "method=sft targets.root=store", "sft has no norm"),
-    ("quickstart", "network.width=64", "network.width=64: ignored, lora is trained"),
-    ("quickstart", "parameters=full lora.r=4", "lora.r=4: ignored, full is trained"),
-    ("quickstart", "method=nado lora.r=4", "lora.r=4: ignored, network is trained"),
+    (PLAIN, "sft_data=references", "sft_data=references: ignored, it belongs to method=sft"),
+    (PLAIN, "method=sft objective.regulariser=1", "objective.regulariser=1.0: ignored"),
+    (PLAIN, "method=nado objective.norm=mean", "belongs to dinado_soft, dinado_merge"),
+    (PLAIN, "method=dinado_hard objective.support=5", "belongs to dinado_soft, dinado_merge"),
+    (PLAIN, "objective.regulariser=0 objective.direction=predicted_first", "objective.regulariser is 0"),
+    (PLAIN, "objective.regulariser=0 objective.detach=expected", "objective.regulariser is 0"),
+    (PLAIN, "objective.norm=linf objective.overflow=2", "log R cannot rise above 0"),
+    (PLAIN, "method=nado objective.overflow=2", "log R cannot rise above 0"),
+    (PLAIN, "method=nado targets.root=store", "targets.root=store: ignored, nado has no norm"),
+    (PLAIN, "method=sft targets.root=store", "sft has no norm"),
+    (PLAIN, "network.width=64", "network.width=64: ignored, lora is trained"),
+    (PLAIN, "parameters=full lora.r=4", "lora.r=4: ignored, full is trained"),
+    (PLAIN, "method=nado lora.r=4", "lora.r=4: ignored, network is trained"),
     ("exact_world", "method=dinado_merge lora.r=4", "lora.r=4: ignored, network is trained"),
-    ("quickstart", "targets.clip=3", "targets.weights=uniform has nothing to clip"),
+    (PLAIN, "targets.clip=3", "targets.weights=uniform has nothing to clip"),
     ("exact_world", "base.name=gpt2", "task.name=exact_world brings its own base"),
-    ("quickstart", "base.name=gpt2 base.run=runs/a/b", "ignored, base.run replaces it"),
+    (PLAIN, "base.name=gpt2 base.run=runs/a/b", "ignored, base.run replaces it"),
     # parameters
-    ("quickstart", "method=nado parameters=lora", "parameters=lora: nado; use network or auto"),
-    ("quickstart", "method=dinado_soft parameters=full", "use network or auto"),
-    ("quickstart", "parameters=network", "parameters=network: dinado_merge; use lora or full or auto"),
-    ("quickstart", "method=sft parameters=network", "use lora or full or auto"),
+    (PLAIN, "method=nado parameters=lora", "parameters=lora: nado; use network or auto"),
+    (PLAIN, "method=dinado_soft parameters=full", "use network or auto"),
+    (PLAIN, "parameters=network", "parameters=network: dinado_merge; use lora or full or auto"),
+    (PLAIN, "method=sft parameters=network", "use lora or full or auto"),
     ("exact_world", "method=dinado_merge parameters=lora", "no weights to adapt; use network or auto"),
     # proposal
-    ("quickstart", "rollouts.temperature=1.2", "rollouts.temperature=1.2: the proposal differs from the base"),
-    ("quickstart", "rollouts.top_k=50", "set targets.weights=importance"),
-    ("quickstart", "rollouts.top_p=0.9", "set targets.weights=importance"),
+    (PLAIN, "rollouts.temperature=1.2", "rollouts.temperature=1.2: the proposal differs from the base"),
+    (PLAIN, "rollouts.top_k=50", "set targets.weights=importance"),
+    (PLAIN, "rollouts.top_p=0.9", "set targets.weights=importance"),
     # objective and network
-    ("quickstart", "objective.token_ce=0", "objective.terminal_ce is 0 too"),
-    ("quickstart", "objective.norm=mean objective.support=5", "ignored by objective.norm=mean"),
+    (PLAIN, "objective.token_ce=0", "objective.terminal_ce is 0 too"),
+    (PLAIN, "objective.norm=mean objective.support=5", "ignored by objective.norm=mean"),
     ("exact_world", "network.width=30", "not divisible by network.heads=4"),
     ("exact_world", "network.taps=[]", "at least one layer"),
     # batch
-    ("quickstart", "trainer.devices=3 optim.batch_size=64", "optim.batch_size=64: not divisible by trainer.devices=3"),
-    ("quickstart", "optim.batch_size=64 trainer.devices=2 trainer.num_nodes=2 optim.micro_batch=32",
+    (PLAIN, "trainer.devices=3 optim.batch_size=64", "optim.batch_size=64: not divisible by trainer.devices=3"),
+    (PLAIN, "optim.batch_size=64 trainer.devices=2 trainer.num_nodes=2 optim.micro_batch=32",
      "optim.micro_batch=32"),
     # task
     ("exact_world", "task.vocab_size=7 task.required=[7]", "task.required=[7]: outside task.vocab_size=7"),
@@ -95,26 +101,26 @@ INVALID = [
     ("exact_world", "task.avoided=[3]", "token 3 is also required"),
     ("exact_world", "task.avoided=[5] task.ends_with=5", "token 5 is also required"),
     ("exact_world", "task.length=2 task.ends_with=5", "too short for 3 required tokens"),
-    ("quickstart", "task.name=jsonl", "needs task.path"),
-    ("quickstart", "task.name=commongen task.template=hello", "has no {words}"),
+    (PLAIN, "task.name=jsonl", "needs task.path"),
+    (PLAIN, "task.name=commongen task.template=hello", "has no {words}"),
     # oracle
     ("exact_world", "oracle.name=length oracle.min_words=1", "use oracle.name=task"),
-    ("quickstart", "oracle.name=user", "oracle.function=null: oracle.name=user needs an importable module:callable"),
-    ("quickstart", "oracle.name=user oracle.function=score", "needs an importable module:callable"),
-    ("quickstart", "oracle.name=regex", "needs oracle.pattern"),
-    ("quickstart", "oracle.name=regex oracle.pattern=(", "not a regular expression"),
-    ("quickstart", "oracle.name=length", "needs oracle.min_words or oracle.max_words"),
-    ("quickstart", "oracle.name=length oracle.min_words=3 oracle.max_words=2", "below oracle.min_words=3"),
+    (PLAIN, "oracle.name=user", "oracle.function=null: oracle.name=user needs an importable module:callable"),
+    (PLAIN, "oracle.name=user oracle.function=score", "needs an importable module:callable"),
+    (PLAIN, "oracle.name=regex", "needs oracle.pattern"),
+    (PLAIN, "oracle.name=regex oracle.pattern=(", "not a regular expression"),
+    (PLAIN, "oracle.name=length", "needs oracle.min_words or oracle.max_words"),
+    (PLAIN, "oracle.name=length oracle.min_words=3 oracle.max_words=2", "below oracle.min_words=3"),
     # ranges
-    ("quickstart", "optim.steps=0", "optim.steps=0: must be above 0"),
-    ("quickstart", "optim.lr=nan", "optim.lr=nan: must be above 0"),
-    ("quickstart", "optim.lr=inf", "must be above 0"),
-    ("quickstart", "base.temperature=0", "must be above 0"),
-    ("quickstart", "alpha=-1", "must be 0 or more"),
-    ("quickstart", "seed=-1", "must be from 0 to 4294967295"),
-    ("quickstart", "rollouts.top_p=0", "must be above 0 and at most 1"),
-    ("quickstart", "optim.warmup=1.5", "must be from 0 to 1"),
-    ("quickstart", "optim.betas=[0.9,1.0]", "optim.betas=[0.9, 1.0]: must be at least 0 and below 1"),
+    (PLAIN, "optim.steps=0", "optim.steps=0: must be above 0"),
+    (PLAIN, "optim.lr=nan", "optim.lr=nan: must be above 0"),
+    (PLAIN, "optim.lr=inf", "must be above 0"),
+    (PLAIN, "base.temperature=0", "must be above 0"),
+    (PLAIN, "alpha=-1", "must be 0 or more"),
+    (PLAIN, "seed=-1", "must be from 0 to 4294967295"),
+    (PLAIN, "rollouts.top_p=0", "must be above 0 and at most 1"),
+    (PLAIN, "optim.warmup=1.5", "must be from 0 to 1"),
+    (PLAIN, "optim.betas=[0.9,1.0]", "optim.betas=[0.9, 1.0]: must be at least 0 and below 1"),
     ("exact_world", "task.rarity=nan", "must be a finite number"),
     ("exact_world", "task.vocab_size=1", "must be 2 or more"),
 ]  # fmt: skip
@@ -178,7 +184,7 @@ def test_reset_settings_share_no_state(write):
     ],
 )
 def test_resolved_parameters(overrides, trained):
-    assert rules.resolved_parameters(loader.load("quickstart", overrides.split()).config) == trained
+    assert rules.resolved_parameters(loader.load(PLAIN, overrides.split()).config) == trained
 
 
 def test_schema_and_rules_agree_on_names():
