@@ -12,7 +12,6 @@ from dinado.errors import ConfigError
 from experiments import loader, rules, schema
 from experiments.config import Config
 
-
 PLAIN = str(Path(__file__).parent / "experiments" / "plain.yaml")
 
 
