@@ -122,6 +122,8 @@ def run(
     ``--help`` is answered here. A :class:`~dinado.errors.UserError` becomes one line on stderr; any other
     exception is our own mistake and keeps its traceback.
     """
+    # Read when torch is first imported: idle OpenMP threads that spin cost a busy machine most of its speed.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv, options, settings)
         if arguments.help is not None:
