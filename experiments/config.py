@@ -162,6 +162,9 @@ class ObjectiveConfig:
     """Soft, Merge: L-infinity norm over this many likeliest tokens only; 0 is the whole vocabulary."""
     overflow: float = 1.0
     """Weight of relu(log R)^2, which keeps an unbounded R below 1 (Hard, and the mean norm)."""
+    path: float = 0.0
+    """Weight of the same cross entropies on the telescoped value R(c) prod q/p: the ratios, not the norm alone, then
+    have to explain the oracle (nado, dinado_soft, dinado_merge; dinado_hard is nothing else)."""
     masks: Literal["correct", "official"] = "correct"
     """`official` repeats the index arithmetic of the published code: no first token, no end-of-sequence."""
 

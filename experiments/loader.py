@@ -1,7 +1,8 @@
 """From an experiment's name and overrides to a checked ``Config``.
 
 Layers, each over the one before: defaults of the schema, the files that ``extends`` names (left to right, each
-once), the experiment's own file, the command line. Scalars are read as text and converted by the type of their
+once), the experiment's own file, the command line. What a file says under ``methods: <method>:`` follows its other
+settings when that method is trained. Scalars are read as text and converted by the type of their
 field, so ``off`` is a word where the field is one, ``007`` stays a name and ``1e3`` is a whole number.
 """
 
@@ -19,8 +20,8 @@ import yaml
 from dinado.errors import ConfigError
 from experiments import rules, schema
 from experiments.config import Config
+from experiments.files import EXPERIMENTS, TextLoader, flatten, label_of, lineage, locate, one_line, read, reason
 
-EXPERIMENTS = Path(__file__).parent
 DEFAULT, COMMAND_LINE, FAST_DEV_RUN = "default", "command line", "--fast-dev-run"
 
 SMALL = {
@@ -62,8 +63,8 @@ def load(experiment: str, overrides: Sequence[str] = ()) -> Loaded:
     Raises:
         ConfigError: on anything wrong, in one line that names the key, its source and the nearest right key.
     """
-    files = _lineage(_locate(experiment))
-    return _assemble([(_label(path), _flatten(body)) for path, body in files.items()], overrides, Path(experiment).stem)
+    files = [(label_of(path), body) for path, body in lineage(locate(experiment)).items()]
+    return _assemble(files, overrides, Path(experiment).stem)
 
 
 def from_run_folder(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
@@ -71,7 +72,7 @@ def from_run_folder(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no config.yaml")
-    return _assemble([(str(file), _flatten(_read(file)))], overrides, file.resolve().parent.parent.name)
+    return _assemble([(str(file), read(file))], overrides, file.resolve().parent.parent.name)
 
 
 def shrink(loaded: Loaded) -> None:
@@ -93,7 +94,7 @@ def experiments() -> dict[str, str]:
     found = {}
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
-            found[path.stem] = str(_read(path).get("description") or "")
+            found[path.stem] = str(read(path).get("description") or "")
         except ConfigError as error:
             found[path.stem] = f"unreadable: {error}"
     return found
@@ -120,29 +121,56 @@ def to_yaml(loaded: Loaded, dim: bool = False) -> str:
     return "".join(lines)
 
 
-def _assemble(files: list[tuple[str, list[tuple[str, Any]]]], overrides: Sequence[str], experiment: str) -> Loaded:
+def _assemble(files: list[tuple[str, dict[str, Any]]], overrides: Sequence[str], experiment: str) -> Loaded:
     from omegaconf import OmegaConf  # a third of the start-up time, and `--help` does not need it
 
     tree = OmegaConf.structured(Config)
     provenance = dict.fromkeys(schema.leaves(), DEFAULT)
-    for label, values in [*files, (COMMAND_LINE, _parse_overrides(overrides))]:
+    typed = _parse_overrides(overrides)
+    layers = [*_by_method(files, typed), (COMMAND_LINE, typed)]
+    for label, values in layers:
         for key, value in values:
             _assign(tree, key, value, label)
             provenance[key] = label
     if missing := OmegaConf.missing_keys(tree):
         raise ConfigError(f"no value for {', '.join(sorted(missing))}")
     config: Any = OmegaConf.to_object(tree)
-    layers = (DEFAULT, *(label for label, _ in files), COMMAND_LINE)
-    loaded = Loaded(config, provenance, experiment, layers)
+    loaded = Loaded(config, provenance, experiment, (DEFAULT, *(label for label, _ in layers)))
     rules.check(loaded)
     return loaded
+
+
+def _by_method(files: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, Any]]) -> list[tuple[str, list[Any]]]:
+    """One layer for the plain settings of each file, and one for those it keeps for the method that is trained."""
+    blocks = [(label, body.pop("methods", None) or {}) for label, body in files]
+    plain = [(label, flatten(body)) for label, body in files]
+    method = dict([("method", Config.method), *(pair for _, values in plain for pair in values), *typed])["method"]
+    layers: list[tuple[str, list[Any]]] = []
+    known = schema.leaves()["method"].choices
+    for (label, values), (_, block) in zip(plain, blocks, strict=True):
+        layers.append((label, values))
+        if not isinstance(block, dict):
+            raise ConfigError(f"{label}: methods: expected settings under the name of a method")
+        for name, settings in block.items():
+            where = f"{label}, methods: {name}"
+            if name not in known:
+                close = difflib.get_close_matches(name, known, n=1)
+                raise ConfigError(f"{where}: no such method; {f'did you mean {close[0]}?' if close else known}")
+            if not isinstance(settings, dict):
+                raise ConfigError(f"{where}: expected `key: value` lines")
+            for key, _ in (found := flatten(settings)):
+                if key == "method" or key not in schema.leaves():
+                    raise ConfigError(f"{where}: {key}: no such key here{schema.nearest(key)}")
+            if name == method:
+                layers.append((where, found))
+    return layers
 
 
 def _assign(tree: Any, key: str, value: Any, where: str) -> None:
     from omegaconf import OmegaConf
     from omegaconf.errors import OmegaConfBaseException
 
-    shown = f"{where}: {key}={'null' if value is None else _one_line(value)}"
+    shown = f"{where}: {key}={'null' if value is None else one_line(value)}"
     if key in schema.sections():
         example = next(leaf for leaf in schema.leaves() if leaf.startswith(f"{key}."))
         raise ConfigError(f"{shown}: {key} is a section; set its keys, such as {example}")
@@ -189,103 +217,8 @@ def _parse_value(key: str, text: str) -> Any:
     quoted = len(text) > 1 and text[0] == text[-1] and text[0] in "'\""
     if quoted or (is_list and text.startswith("[")):
         try:
-            return yaml.load(text, Loader=_TextLoader)
+            return yaml.load(text, Loader=TextLoader)
         except yaml.YAMLError as error:
             if is_list:
-                raise ConfigError(f"{COMMAND_LINE}: {key}={_one_line(text)}: {_reason(error)}") from None
+                raise ConfigError(f"{COMMAND_LINE}: {key}={one_line(text)}: {reason(error)}") from None
     return None if text in ("None", "null") else text
-
-
-def _locate(name: str, beside: Path | None = None) -> Path:
-    """The file of an experiment; a bare name is looked up beside the file that names it, then in experiments/."""
-    if name.endswith((".yaml", ".yml")) or "/" in name:
-        if not (path := (beside or Path()) / name).is_file():
-            raise ConfigError(f"no experiment file {_one_line(path)}")
-        return path
-    for folder in [beside, EXPERIMENTS] if beside else [EXPERIMENTS]:
-        if (path := folder / f"{name}.yaml").is_file():
-            return path
-    known = [path.stem for path in sorted(EXPERIMENTS.glob("*.yaml"))]
-    close = difflib.get_close_matches(name, known, n=1)
-    hint = f"did you mean {close[0]}?" if close else f"there are {', '.join(known)}"
-    raise ConfigError(f"no experiment {_one_line(name)!r}; {hint}")
-
-
-def _lineage(path: Path, below: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
-    """The file and all it extends, weakest first. A parent reached twice counts where it is reached first."""
-    path = path.resolve()
-    if path in below:
-        raise ConfigError(f"{_label(path)}: extends loops: {' -> '.join(item.stem for item in (*below, path))}")
-    body = _read(path)
-    parents = body.pop("extends", None) or []
-    parents = [parents] if isinstance(parents, str) else parents
-    if not isinstance(parents, list) or not all(isinstance(parent, str) for parent in parents):
-        raise ConfigError(f"{_label(path)}: extends takes a name or a list of names")
-    found: dict[Path, dict[str, Any]] = {}
-    for parent in parents:
-        try:
-            file = _locate(parent, beside=path.parent)
-        except ConfigError as error:
-            raise ConfigError(f"{_label(path)}: extends={parent}: {error}") from None
-        found |= _lineage(file, (*below, path))
-    return found | {path: body}
-
-
-def _label(path: Path) -> str:
-    """How errors and provenance call a file: by name in experiments/, else by its path."""
-    path = path.resolve()
-    if path.parent == EXPERIMENTS:
-        return path.name
-    return str(path.relative_to(Path.cwd())) if path.is_relative_to(Path.cwd()) else str(path)
-
-
-def _read(path: Path) -> dict[str, Any]:
-    try:
-        body = yaml.load(path.read_text(encoding="utf-8"), Loader=_TextLoader)
-    except yaml.YAMLError as error:
-        raise ConfigError(f"{_label(path)}: {_reason(error)}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{_label(path)}: cannot be read: {_one_line(error)}") from None
-    if body is not None and not isinstance(body, dict):
-        raise ConfigError(f"{_label(path)}: expected `key: value` lines, found a {type(body).__name__}")
-    return body or {}
-
-
-def _flatten(body: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as dotted keys; an empty section sets nothing."""
-    found: list[tuple[str, Any]] = []
-    for name, value in body.items():
-        key = f"{prefix}{name}".replace("-", "_")
-        if isinstance(value, dict) and value and key not in schema.leaves():
-            found += _flatten(value, f"{key}.")
-        elif key not in schema.sections() or value not in (None, {}):
-            found.append((key, value))
-    return found
-
-
-def _one_line(value: Any) -> str:
-    return " ".join(str(value).split())
-
-
-def _reason(error: yaml.YAMLError) -> str:
-    mark = getattr(error, "problem_mark", None)
-    where = f"line {mark.line + 1}: " if mark else ""
-    return where + _one_line(getattr(error, "problem", None) or error)
-
-
-class _TextLoader(yaml.SafeLoader):
-    """Leaves scalars as text, except null, and refuses a key that occurs twice."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key, _ in node.value:
-            if not isinstance(key, yaml.ScalarNode):
-                raise yaml.MarkedYAMLError(problem="a key must be a word", problem_mark=key.start_mark)
-            if key.value in seen:
-                raise yaml.MarkedYAMLError(problem=f"{key.value} occurs twice", problem_mark=key.start_mark)
-            seen.add(key.value)
-        return super().construct_mapping(node, deep)
-
-
-_TextLoader.yaml_implicit_resolvers = {}
-_TextLoader.add_implicit_resolver("tag:yaml.org,2002:null", re.compile("~|null|Null|NULL|None|$"), ["~", "n", "N", ""])

@@ -43,7 +43,7 @@ RANGES: dict[Test, str] = {
     "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
     "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.regulariser objective.support "
-    "objective.overflow optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
+    "objective.overflow objective.path optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
     FRACTION: "network.taps optim.warmup",
@@ -159,18 +159,22 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
     method, trained = config.method, resolved_parameters(config)
     soft = method in ("dinado_soft", "dinado_merge")
     bounded = method == "nado" or (soft and config.objective.norm == "linf" and config.objective.support == 0)
+    consistent = "dinado_hard is forward-consistent by construction"
     no_link = config.objective.regulariser == 0 and "objective.regulariser is 0"
     unread: dict[str, str | bool] = {
         "sft_data": method != "sft" and "it belongs to method=sft",
         "objective": method == "sft" and "method=sft has a likelihood loss",
         "objective.norm": not soft and "it belongs to dinado_soft, dinado_merge",
         "objective.support": not soft and "it belongs to dinado_soft, dinado_merge",
-        "objective.overflow": bounded and "log R cannot rise above 0 here",
-        "objective.direction": no_link,
-        "objective.detach": no_link,
+        "objective.overflow": bounded and not config.objective.path and "log R cannot rise above 0 here",
+        "objective.regulariser": method == "dinado_hard" and consistent,
+        "objective.direction": consistent if method == "dinado_hard" else no_link,
+        "objective.detach": consistent if method == "dinado_hard" else no_link,
+        "objective.path": method == "dinado_hard" and "its values are the telescoped ones already",
         "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
         "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",
-        "targets.root": method in ("nado", "sft") and f"{method} has no norm to tie to it",
+        "targets.root": (method == "sft" or (method == "nado" and not config.objective.path))
+        and f"{method} has no norm to tie to it",
         "targets.positives_share": method == "sft" and "method=sft sees accepted rollouts only",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
     }

@@ -120,7 +120,8 @@ class OracleMethod(L.LightningModule):
 
     def loss(self, scored: Scored, values: TokenValues, batch: RolloutBatch, finished_B: Tensor) -> OracleLoss:
         """Terms of the loss for each rollout."""
-        return oracle_loss(values, batch.score_B, batch.response_mask_BT, finished_B, self.loss_weights)
+        log_root_B = torch.log(batch.root_B.float()) if self.config.targets.root == "store" else None
+        return oracle_loss(values, batch.score_B, batch.response_mask_BT, finished_B, self.loss_weights, log_root_B)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Weighted sum over the rollouts of this process, normalised by the whole optimiser step.
@@ -137,7 +138,7 @@ class OracleMethod(L.LightningModule):
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss became {float(loss)} at optimiser step {self.global_step}")
         self._tokens += int(batch.response_mask_BT.sum())
-        if self.global_step % self.config.trainer.log_every == 0:
+        if (self.global_step + 1) % self.config.trainer.log_every == 0:
             self.log_dict(self._train_numbers(step, batch, float(loss.detach())), on_step=True, on_epoch=False)
         return loss
 
@@ -188,6 +189,7 @@ class OracleMethod(L.LightningModule):
         return {
             "train/loss": loss,
             "train/oracle_ce": float((terms.token_ce_B * weight_B).sum() / mask.sum(1).float().mean()),
+            "train/path_ce": float((terms.path_B * weight_B).sum()),
             "train/positives_share": float((batch.score_B * weight_B).sum()),
             "reg/forward_consistency": consistency,
             "reg/forward_consistency_per_token": consistency / max(1.0, float(terms.num_links_B.float().mean())),

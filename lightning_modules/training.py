@@ -44,7 +44,7 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
         check_val_every_n_epoch=None if every else 1,
         limit_val_batches=1.0 if settings.val_every else 0,
         num_sanity_val_steps=0,
-        log_every_n_steps=1,
+        log_every_n_steps=settings.log_every,
         logger=build_loggers(config, folder),
         callbacks=callbacks,
         enable_progress_bar=settings.progress,

@@ -108,6 +108,47 @@ def test_bad_files(write, text, message):
     assert message in fails(write(text))
 
 
+BY_METHOD = """
+optim: {lr: 1, steps: 7}
+methods:
+  nado: {optim: {lr: 2}, network.width: 8}
+  sft: {seed: 3}
+"""
+
+
+def test_settings_of_one_method(write):
+    path = write(BY_METHOD)
+    assert loader.load(path, ["method=dinado_soft"]).config.optim.lr == 1
+    loaded = loader.load(path, ["method=nado", "optim.steps=9"])
+    assert (loaded.config.optim.lr, loaded.config.optim.steps, loaded.config.network.width) == (2, 9, 8)
+    assert loaded.provenance["optim.lr"].endswith("mine.yaml, methods: nado")
+    assert loaded.config.seed == 0 and loader.load(path, ["method=sft"]).config.seed == 3
+    assert loader.load(path, ["method=nado", "optim.lr=5"]).config.optim.lr == 5
+
+
+def test_settings_of_a_method_are_inherited_and_may_be_overridden(write):
+    write(BY_METHOD, "parent")
+    child = write("extends: ./parent.yaml\nmethod: nado\nnetwork: {width: 16}\nmethods: {nado: {seed: 9}}")
+    config = loader.load(child).config
+    assert (config.optim.lr, config.network.width, config.seed) == (2, 16, 9)
+    assert "methods" not in yaml.safe_load(loader.to_yaml(loader.load(child)))
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("methods: {nadoo: {seed: 1}}", "mine.yaml, methods: nadoo: no such method; did you mean nado?"),
+        ("methods: {nado: {optim: {rl: 1}}}", "mine.yaml, methods: nado: optim.rl: no such key here; did you mean"),
+        ("methods: {nado: {method: sft}}", "methods: nado: method: no such key here"),
+        ("methods: {nado: 3}", "mine.yaml, methods: nado: expected `key: value` lines"),
+        ("methods: [nado]", "mine.yaml: methods: expected settings under the name of a method"),
+        ("method: nado\nmethods: {nado: {optim: {lr: x}}}", "methods: nado: optim.lr=x: expected float"),
+    ],
+)
+def test_bad_settings_of_a_method(write, text, message):
+    assert message in fails(write(text))
+
+
 def test_bad_bytes(tmp_path):
     (tmp_path / "mine.yaml").write_bytes(b"\xff\xfe\xfa")
     assert "mine.yaml: cannot be read" in fails(str(tmp_path / "mine.yaml"))

@@ -395,3 +395,35 @@ def test_overflow_is_the_square_of_what_exceeds_certainty() -> None:
     with_it = oracle_loss(values, torch.ones(1), mask, None, weights).total_B
     assert with_it.tolist() == pytest.approx([2 * (0.09 + 0.04)])
     assert oracle_loss(values, torch.ones(1), mask, None, replace(weights, overflow=0.0)).total_B.tolist() == [0.0]
+
+
+def test_the_path_is_the_loss_of_hard_with_the_same_ratios() -> None:
+    statistics = Case().statistics("identity")
+    score_B, log_root_B = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.3, 0.5, 0.8]).log()
+    mask_BT = torch.tensor([[1] * T, [1] * T, [1] * (T - 1) + [0]])
+    values = soft_values(statistics, torch.full((B, T), -0.7), "mean")
+    weights = LossWeights(token_ce=0.3, terminal_ce=0.9, regulariser=0.0, overflow=0.4)
+
+    def total(values: TokenValues, log_root_B: torch.Tensor | None = None, **changed: float) -> torch.Tensor:
+        return oracle_loss(values, score_B, mask_BT, None, replace(weights, **changed), log_root_B).total_B
+
+    for log_root, given in ((log_root_B, log_root_B), (torch.full((B,), -0.7), None)):
+        added = total(values, given, path=2.0) - total(values, given)
+        torch.testing.assert_close(added, 2.0 * total(hard_values(statistics, log_root)))
+
+
+def test_a_norm_that_explains_everything_leaves_the_ratios_to_the_path() -> None:
+    """What the path is for: R is right at the end, q is still p, and only the path has a gradient for q."""
+    score = torch.zeros(2, 3, requires_grad=True)
+    statistics = VocabularyStatistics(torch.zeros(2, 3), score, torch.zeros(2, 3), None)
+    verdict = torch.tensor([1.0, 0.0])
+    log_beta_BT = torch.tensor([[0.5, 0.5, 0.99], [0.5, 0.5, 0.01]]).log()
+    pull = {}
+    for path in (0.0, 1.0):
+        weights = LossWeights(token_ce=0.0, terminal_ce=1.0, regulariser=0.0, path=path)
+        values = soft_values(statistics, log_beta_BT, "mean")
+        loss = oracle_loss(values, verdict, torch.ones(2, 3), None, weights, torch.tensor([0.5, 0.5]).log())
+        pull[path] = torch.autograd.grad(loss.total_B.sum(), score)[0]
+    assert float(pull[0.0][:, :2].abs().max()) == 0.0
+    assert pull[1.0][0].max() < -0.9
+    assert pull[1.0][1].min() > 0.9

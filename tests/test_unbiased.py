@@ -158,6 +158,7 @@ LOSSES = {
     "terminal_ce": replace(NO_TERM, terminal_ce=1.0),
     "default": LossWeights(),
     "published": LossWeights(token_ce=0.0, terminal_ce=1.0, regulariser=1.0),
+    "path": replace(NO_TERM, token_ce=0.4, terminal_ce=0.4, path=1.0),
 } | {
     f"regulariser {direction} detach {detach}": replace(
         NO_TERM,

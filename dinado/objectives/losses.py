@@ -6,6 +6,8 @@ With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) befor
 * terminal cross entropy  BCE(R_T, C)              (DiNADO, Lu et al. 2024)
 * forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1})
 * overflow  relu(log R)^2, for parameterisations that do not bound R by 1
+* path  the cross entropies and the overflow again, of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm
+  can explain the oracle alone; here the ratios, which are what decodes, have to (our addition, docs/methods.md).
 
 All are sums over a rollout, averaged over rollouts with importance weights. Axes: B rollouts, T response tokens.
 """
@@ -13,7 +15,7 @@ All are sums over a rollout, averaged over rollouts with importance weights. Axe
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -32,6 +34,7 @@ class LossWeights:
     direction: Literal["expected_first", "predicted_first"] = "expected_first"
     detach: Literal["none", "expected", "predicted"] = "none"
     overflow: float = 1.0
+    path: float = 0.0
     masks: Literal["correct", "official"] = "correct"
 
 
@@ -42,12 +45,18 @@ class OracleLoss:
     total_B: Tensor
     token_ce_B: Tensor
     terminal_ce_B: Tensor
+    path_B: Tensor
     consistency_B: Tensor
     num_links_B: Tensor
 
 
 def oracle_loss(
-    values: TokenValues, score_B: Tensor, mask_BT: Tensor, finished_B: Tensor | None, weights: LossWeights
+    values: TokenValues,
+    score_B: Tensor,
+    mask_BT: Tensor,
+    finished_B: Tensor | None,
+    weights: LossWeights,
+    log_root_B: Tensor | None = None,
 ) -> OracleLoss:
     """Loss of every rollout.
 
@@ -55,23 +64,43 @@ def oracle_loss(
         score_B: oracle scores C.
         mask_BT: 1 where a response token is real, the end-of-sequence token included.
         finished_B: whether the last real token is the end of sequence; needed by the official masks only.
+        log_root_B: log R(c) where it is known; the path starts from the first V otherwise.
     """
     rows_BT, links_BT = _masks(mask_BT, finished_B, weights.masks)
-    log_r_BT = values.log_r_BT.float()
-    ce_BT = bernoulli_ce(log_r_BT, score_B[:, None].to(log_r_BT.dtype)) * rows_BT
-    terminal_BT = rows_BT * (rows_BT.flip(1).cumsum(1).flip(1) == 1)
+    log_r_BT, log_v_BT = values.log_r_BT.float(), values.log_v_BT.float()
+    score_B1 = score_B[:, None].to(log_r_BT.dtype)
+    direct = _against_oracle(log_r_BT, score_B1, rows_BT)
+    path_B = torch.zeros_like(score_B1[:, 0])
+    if weights.path:
+        log_root_B1 = log_v_BT[:, :1] if log_root_B is None else log_root_B[:, None].to(log_r_BT.dtype)
+        path_BT = log_root_B1 + ((log_r_BT - log_v_BT) * rows_BT).cumsum(1)
+        path_B = _against_oracle(path_BT, score_B1, rows_BT).weighted(weights)
     # links_BT[i] ties the value before token i to the value after token i - 1.
-    expected_BT, predicted_BT = values.log_v_BT[:, 1:].float(), log_r_BT[:, :-1]
-    consistency_B = (_consistency(expected_BT, predicted_BT, weights) * links_BT[:, 1:]).sum(1)
-    token_ce_B, terminal_ce_B = ce_BT.sum(1), (ce_BT * terminal_BT).sum(1)
+    consistency_B = (_consistency(log_v_BT[:, 1:], log_r_BT[:, :-1], weights) * links_BT[:, 1:]).sum(1)
+    total_B = direct.weighted(weights) + weights.path * path_B + weights.regulariser * consistency_B
+    return OracleLoss(total_B, direct.token_ce_B, direct.terminal_ce_B, path_B, consistency_B, links_BT[:, 1:].sum(1))
+
+
+class _Verdict(NamedTuple):
+    """What the oracle has to say about values along each rollout, ``[B]``."""
+
+    token_ce_B: Tensor
+    terminal_ce_B: Tensor
+    overflow_B: Tensor
+
+    def weighted(self, weights: LossWeights) -> Tensor:
+        return (
+            weights.token_ce * self.token_ce_B
+            + weights.terminal_ce * self.terminal_ce_B
+            + weights.overflow * self.overflow_B
+        )
+
+
+def _against_oracle(log_r_BT: Tensor, score_B1: Tensor, rows_BT: Tensor) -> _Verdict:
+    ce_BT = bernoulli_ce(log_r_BT, score_B1) * rows_BT
+    terminal_BT = rows_BT * (rows_BT.flip(1).cumsum(1).flip(1) == 1)
     overflow_B = (log_r_BT.clamp_min(0.0).square() * rows_BT).sum(1)
-    total_B = (
-        weights.token_ce * token_ce_B
-        + weights.terminal_ce * terminal_ce_B
-        + weights.regulariser * consistency_B
-        + weights.overflow * overflow_B
-    )
-    return OracleLoss(total_B, token_ce_B, terminal_ce_B, consistency_B, links_BT[:, 1:].sum(1))
+    return _Verdict(ce_BT.sum(1), (ce_BT * terminal_BT).sum(1), overflow_B)
 
 
 def _consistency(expected: Tensor, predicted: Tensor, weights: LossWeights) -> Tensor:

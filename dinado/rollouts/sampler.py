@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 from transformers import DynamicCache
 
 from dinado.models.shared_prefix import positions_PS
@@ -19,6 +20,8 @@ from dinado.rollouts.proposal import Proposal
 
 COMPACT_BELOW = 0.8
 """Rows are dropped from the batch once fewer than this share are still being written."""
+CDF_BLOCK = 256
+"""Tokens in a block of the search for a sampled token."""
 
 
 @dataclass
@@ -140,13 +143,27 @@ def sample(
 
 
 def inverse_cdf(log_s_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes a uniform number; one number a row, not one a token."""
-    cdf_NV = log_s_NV.double().exp().cumsum(1)
-    target_N1 = (uniform_N * cdf_NV[:, -1])[:, None]
-    index_N = torch.searchsorted(cdf_NV, target_N1, right=True)[:, 0]
-    # Rounding may point one past the last token that can be drawn.
-    last_N = cdf_NV.argmax(1)
-    return torch.minimum(index_N, last_N)
+    """The token at which the cumulative probability passes a uniform number; one number a row, not one a token.
+
+    Searched in two levels, a block of tokens and a token in it: float64, which cumulative sums need, then touches a
+    block of the vocabulary and not all of it.
+    """
+    num_tokens = log_s_NV.shape[1]
+    p_NV = log_s_NV.exp()
+    if excess := -num_tokens % CDF_BLOCK:
+        p_NV = F.pad(p_NV, (0, excess))
+    p_NCb = p_NV.view(len(p_NV), -1, CDF_BLOCK)
+    cdf_NC = p_NCb.sum(2).double().cumsum(1)
+    target_N1 = (uniform_N * cdf_NC[:, -1])[:, None]
+    block_N1 = _first_above(cdf_NC, target_N1)
+    inside_Nb = p_NCb.take_along_dim(block_N1[:, :, None], 1)[:, 0].double().cumsum(1)
+    before_N1 = F.pad(cdf_NC, (1, 0)).gather(1, block_N1)
+    return (block_N1 * CDF_BLOCK + _first_above(inside_Nb, target_N1 - before_N1))[:, 0]
+
+
+def _first_above(cdf_NC: Tensor, target_N1: Tensor) -> Tensor:
+    """Index ``[N, 1]`` of the first entry above the target, or of the last step when rounding left none above."""
+    return torch.minimum(torch.searchsorted(cdf_NC, target_N1, right=True), cdf_NC.argmax(1, keepdim=True))
 
 
 def _record(
