@@ -16,6 +16,7 @@ from torch.nn import functional as F
 from transformers import DynamicCache
 
 from dinado.models.shared_prefix import positions_PS
+from dinado.rollouts.cache import make_room
 from dinado.rollouts.proposal import Proposal
 
 COMPACT_BELOW = 0.8
@@ -57,12 +58,18 @@ class Decoder:
         accepts = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
 
-    def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int) -> Tensor:
-        """Encode each prompt once, spread it over ``repeats`` rows; returns log-probabilities ``[P * repeats, V]``."""
+    def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int, room: int = 0) -> Tensor:
+        """Encode each prompt once, spread it over ``repeats`` rows; returns log-probabilities ``[P * repeats, V]``.
+
+        Args:
+            room: steps to come, if known; the cache is then allocated once.
+        """
         self._cache = DynamicCache()
         log_PV = self._forward(ids_PS, mask_PS, positions_PS(mask_PS))
         rows_N = torch.arange(len(ids_PS), device=ids_PS.device).repeat_interleave(repeats)
         self._cache.batch_select_indices(rows_N)
+        if room:
+            make_room(self._cache, room)
         self._mask_NL = mask_PS[rows_N]
         return log_PV[rows_N]
 
@@ -86,7 +93,8 @@ class Decoder:
             use_cache=True,
             **self._last_only,
         )
-        return (out.logits[:, -1].float() / self.temperature).log_softmax(1)
+        logits_NV = out.logits[:, -1].float()
+        return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature).log_softmax(1)
 
 
 @torch.no_grad()
@@ -123,7 +131,7 @@ def sample(
     )
     alive_N = torch.arange(num_rows, device=device)
     open_N = torch.ones(num_rows, dtype=torch.bool, device=device)
-    log_p_NV = decoder.start(ids_PS, mask_PS, num_samples)
+    log_p_NV = decoder.start(ids_PS, mask_PS, num_samples, max_new_tokens)
     for step in range(max_new_tokens):
         log_s_NV = proposal.log_probs(log_p_NV)
         token_N = inverse_cdf(log_s_NV, uniform_NT[alive_N, step])

@@ -1,0 +1,56 @@
+"""Keys and values with room to grow: transformers' own cache copies all of them at every token.
+
+Axes: N rows, H heads, L positions, D width of a head.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache
+from transformers.cache_utils import DynamicLayer
+
+
+class RoomyLayer(DynamicLayer):
+    """A cache layer whose keys and values are the filled part of larger tensors. For decoding, not for gradients.
+
+    Args:
+        layer: what it takes over.
+        room: positions to make room for; when they run out, twice as many are added.
+    """
+
+    def __init__(self, layer: DynamicLayer, room: int) -> None:
+        super().__init__()
+        self.lazy_initialization(layer.keys, layer.values)
+        self.room = room
+        self._hold(layer.keys, layer.values)
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Append in place; returns everything so far, ``[N, H, L, D]``."""
+        start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
+        full = stop > self._keys_NHLD.shape[2]
+        if full or self.keys.data_ptr() != self._keys_NHLD.data_ptr():  # the latter after a reordering of beams
+            self.room = max(2 * self.room, stop - start)
+            self._hold(self.keys, self.values)
+        self._keys_NHLD[:, :, start:stop] = key_states
+        self._values_NHLD[:, :, start:stop] = value_states
+        self.keys, self.values = self._keys_NHLD[:, :, :stop], self._values_NHLD[:, :, :stop]
+        return self.keys, self.values
+
+    def _hold(self, keys: Tensor, values: Tensor) -> None:
+        length = keys.shape[2]
+        self._keys_NHLD, self._values_NHLD = (
+            torch.empty((*t.shape[:2], length + self.room, t.shape[3]), dtype=t.dtype, device=t.device)
+            for t in (keys, values)
+        )
+        self._keys_NHLD[:, :, :length], self._values_NHLD[:, :, :length] = keys, values
+        self.keys, self.values = self._keys_NHLD[:, :, :length], self._values_NHLD[:, :, :length]
+
+
+def make_room(cache: Cache, room: int) -> None:
+    """Give the plain layers of a cache room for this many more positions; layers of other kinds stay as they are."""
+    for index, layer in enumerate(cache.layers):
+        if type(layer) is DynamicLayer and layer.is_initialized:
+            cache.layers[index] = RoomyLayer(layer, room)
