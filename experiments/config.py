@@ -150,14 +150,21 @@ class ObjectiveConfig:
     """Weight of the cross entropy at every response token (NADO, equation 8)."""
     terminal_ce: float = 0.0
     """Weight of the cross entropy at the last token only (the published DiNADO loss has 1 here, 0 above)."""
+    value_ce: float = 0.0
+    """Weight of the cross entropy of V, the value before each token. With norm=mean it trains the norm head alone."""
     regulariser: float = 0.5
     """Weight of forward consistency, summed over tokens."""
     direction: Literal["expected_first", "predicted_first"] = "expected_first"
     """f_KL(E || R) or f_KL(R || E), E being the base's expectation of the next R."""
     detach: Literal["none", "expected", "predicted"] = "none"
     """Side of the regulariser that gets no gradient."""
+    consistency: Literal["bernoulli", "poisson"] = "bernoulli"
+    """Divergence of the regulariser: f_KL of Bernoulli means, or the generalised KL divergence of Poisson means."""
     norm: Literal["linf", "mean"] = "linf"
     """Soft, Merge: what the norm head predicts, the largest R over next tokens or its mean under p."""
+    norm_taps: list[float] = field(default_factory=lambda: [1.0])
+    """Depths of the base that the norm head reads (dinado_merge, and the root of dinado_hard), as fractions: 0 the
+    token embeddings, 1 the last layer."""
     support: int = 0
     """Soft, Merge: L-infinity norm over this many likeliest tokens only; 0 is the whole vocabulary."""
     overflow: float = 1.0
@@ -165,6 +172,9 @@ class ObjectiveConfig:
     path: float = 0.0
     """Weight of the same cross entropies on the telescoped value R(c) prod q/p: the ratios, not the norm alone, then
     have to explain the oracle (nado, dinado_soft, dinado_merge; dinado_hard is nothing else)."""
+    path_loss: Literal["bernoulli", "poisson"] = "bernoulli"
+    """Loss of the telescoped value (dinado_hard, and `objective.path`), which is not bounded by 1: `bernoulli` is the
+    cross entropy with an overflow penalty, `poisson` the generalised KL divergence with slope R - C."""
     masks: Literal["correct", "official"] = "correct"
     """`official` repeats the index arithmetic of the published code: no first token, no end-of-sequence."""
 

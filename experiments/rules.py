@@ -42,11 +42,12 @@ RANGES: dict[Test, str] = {
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
     "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
-    "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.regulariser objective.support "
-    "objective.overflow objective.path optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
+    "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.value_ce objective.regulariser "
+    "objective.support objective.overflow objective.path optim.weight_decay optim.clip_norm trainer.val_every "
+    "eval.best_of eval.show",
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
-    FRACTION: "network.taps optim.warmup",
+    FRACTION: "network.taps objective.norm_taps optim.warmup",
     BELOW_ONE: "lora.dropout optim.betas targets.positives_share",
     (lambda x: x >= 2, "must be 2 or more, the end of sequence included"): "task.vocab_size",
     (lambda x: x >= 1, "must be a token, not the end of sequence (0)"): "task.required task.avoided task.ends_with",
@@ -169,7 +170,11 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "objective.overflow": bounded and not config.objective.path and "log R cannot rise above 0 here",
         "objective.regulariser": method == "dinado_hard" and consistent,
         "objective.direction": consistent if method == "dinado_hard" else no_link,
+        "objective.consistency": consistent if method == "dinado_hard" else no_link,
         "objective.detach": consistent if method == "dinado_hard" else no_link,
+        "objective.path_loss": method != "dinado_hard"
+        and not config.objective.path
+        and "it belongs to dinado_hard, and to objective.path above 0",
         "objective.path": method == "dinado_hard" and "its values are the telescoped ones already",
         "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
         "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",

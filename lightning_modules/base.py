@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
+from collections.abc import Sequence
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
@@ -51,13 +52,18 @@ class OracleMethod(L.LightningModule):
     """How an oracle network's output becomes a score."""
     norm_steps: ClassVar[bool] = True
     """Whether the norm head speaks at every step, not at the root alone."""
+    telescopes: ClassVar[bool] = False
+    """Whether values are products of q/p from the root on."""
 
     def __init__(self, config: Config, base: BaseLM) -> None:
         super().__init__()
         self.config = config
         self.scores = build_scores(config, base, self.link)
-        width = {"base": base.hidden_size, "own": self.scores.own_width, None: 0}[self.norm_input]
-        self.norm_head = NormHead(width) if width and self.needs_norm_head else None
+        self.norm_head: NormHead | None = None
+        if self.norm_input == "base":
+            self.norm_head = NormHead(base.hidden_size, len(config.objective.norm_taps))
+        elif self.norm_input == "own":
+            self.norm_head = NormHead(self.scores.own_width)
         self.loss_weights = LossWeights(
             **{f.name: getattr(config.objective, f.name) for f in dataclasses.fields(LossWeights)}
         )
@@ -72,11 +78,6 @@ class OracleMethod(L.LightningModule):
         return None
 
     @property
-    def needs_norm_head(self) -> bool:
-        """Whether a norm head has anything to learn."""
-        return True
-
-    @property
     def base(self) -> BaseLM:
         """The frozen base."""
         return self.scores.base
@@ -84,7 +85,7 @@ class OracleMethod(L.LightningModule):
     @property
     def needs(self) -> Needs:
         """What the models must compute; with a policy, each of these costs a pass of the base."""
-        return Needs(base_states=self.norm_head is not None and self.norm_input == "base")
+        return Needs(taps=tuple(self.config.objective.norm_taps) if self.norm_input == "base" else ())
 
     def controlled(self, alpha: float | None = None) -> ControlledLM:
         """The model that decodes what has been trained so far."""
@@ -99,14 +100,11 @@ class OracleMethod(L.LightningModule):
         if self.norm_head is None:
             raise ValueError("this method has no norm head")
         root_B = batch.root_B if self.config.targets.root == "store" else None
-        return log_beta(self.norm_head(self.norm_state(scored)), root_B)
+        return log_beta(self.norm_head(self.norm_states(scored)), root_B)
 
-    def norm_state(self, scored: Scored) -> Tensor:
-        """What the norm head reads, ``[B, T, D]``."""
-        if self.norm_input != "base":
-            return scored.own_state_BTE
-        assert scored.base_state_BTD is not None, "needs.base_states asks for it"
-        return scored.base_state_BTD
+    def norm_states(self, scored: Scored) -> Sequence[Tensor]:
+        """What the norm head reads, each ``[B, T, D]``."""
+        return scored.base_taps if self.norm_input == "base" else (scored.own_state_BTE,)
 
     def run(self, batch: RolloutBatch) -> Step:
         """Statistics, values and loss of a batch."""
@@ -121,7 +119,8 @@ class OracleMethod(L.LightningModule):
     def loss(self, scored: Scored, values: TokenValues, batch: RolloutBatch, finished_B: Tensor) -> OracleLoss:
         """Terms of the loss for each rollout."""
         log_root_B = torch.log(batch.root_B.float()) if self.config.targets.root == "store" else None
-        return oracle_loss(values, batch.score_B, batch.response_mask_BT, finished_B, self.loss_weights, log_root_B)
+        mask_BT, weights = batch.response_mask_BT, self.loss_weights
+        return oracle_loss(values, batch.score_B, mask_BT, finished_B, weights, log_root_B, self.telescopes)
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Weighted sum over the rollouts of this process, normalised by the whole optimiser step.

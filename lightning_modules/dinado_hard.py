@@ -20,21 +20,17 @@ class DinadoHard(OracleMethod):
     """log R = log R(c) + sum of log(q / p); only the root R(c) has a norm head, and none if the store knows it."""
 
     norm_steps = False
+    telescopes = True
 
     @property
-    def norm_input(self) -> Literal["base"]:
-        """The root is a fact about the prompt, which the base has read."""
-        return "base"
-
-    @property
-    def needs_norm_head(self) -> bool:
-        """A root taken from the store leaves nothing to learn."""
-        return self.config.targets.root == "learned"
+    def norm_input(self) -> Literal["base"] | None:
+        """The root is a fact about the prompt, which the base has read; one from the store leaves nothing to learn."""
+        return "base" if self.config.targets.root == "learned" else None
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
         """Values telescope from the root."""
-        if self.norm_head is None or scored.base_state_BTD is None:
+        if self.norm_head is None:
             log_root_B = torch.log(batch.root_B.float())
         else:
-            log_root_B = F.logsigmoid(self.norm_head(scored.base_state_BTD[:, :1])[:, 0])
+            log_root_B = F.logsigmoid(self.norm_head([tap[:, :1] for tap in scored.base_taps])[:, 0])
         return hard_values(scored.statistics, log_root_B)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal
 
 from torch import Tensor
@@ -22,6 +23,6 @@ class DinadoMerge(DinadoSoft):
         """The base's state where the policy is an adapted base."""
         return "base" if isinstance(self.scores, PolicyScores) else "own"
 
-    def norm_state(self, scored: Scored) -> Tensor:
-        """A state that the norm head does not shape."""
-        return super().norm_state(scored).detach()
+    def norm_states(self, scored: Scored) -> Sequence[Tensor]:
+        """States that the norm head does not shape."""
+        return [state.detach() for state in super().norm_states(scored)]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dinado.objectives.logspace import LOG_CEILING, LOG_FLOOR, bernoulli_ce, bernoulli_kl, log1mexp
+from dinado.objectives.logspace import LOG_CEILING, LOG_FLOOR, bernoulli_ce, bernoulli_kl, log1mexp, poisson_ce
 
 INTERIOR = torch.cat([torch.logspace(-12, -2.5, 60), torch.linspace(0.01, 0.985, 80)])
 """Values of R below the ceiling of 0.99."""
@@ -48,6 +48,18 @@ def test_cross_entropy_is_the_naive_formula_in_the_interior(target: float) -> No
     log_r = r.log().float()
     naive = -target * log_r.double() - (1 - target) * torch.log1p(-log_r.double().exp())
     torch.testing.assert_close(bernoulli_ce(log_r, torch.tensor(target)).double(), naive, rtol=3e-6, atol=1e-12)
+
+
+@pytest.mark.parametrize("target", [0.0, 0.3, 1.0])
+def test_poisson_is_the_generalised_divergence_with_a_bounded_slope(target: float) -> None:
+    r = torch.cat([INTERIOR, torch.linspace(1.0, 1.999, 20)]).double()
+    naive = (target * (target / r).log() if target else 0.0) - target + r
+    torch.testing.assert_close(poisson_ce(r.log(), torch.tensor(target, dtype=torch.float64)), naive, rtol=1e-9, atol=1e-12)
+    for value in (1e-4, 0.5, 1.0, 1.9, 2.1, 50.0):
+        slope, _ = gradient(poisson_ce, math.log(value), target)
+        assert slope == pytest.approx(min(value, 2.0) - target, abs=1e-6)
+    least = min(float(poisson_ce(torch.tensor(math.log(x)), torch.tensor(target))) for x in (1e-3, 0.2, 0.3, 0.4, 1.0))
+    assert least == pytest.approx(1e-3 if target == 0 else 0.0, abs=1e-6)
 
 
 def test_kl_is_the_naive_formula_in_the_interior() -> None:

@@ -360,6 +360,24 @@ def test_terms_by_hand(masks: str, direction: str) -> None:
         assert float(loss.total_B[b]) == pytest.approx(0.7 * token + 0.2 * terminal + 0.3 * consistency, abs=1e-5)
 
 
+def test_other_terms_by_hand() -> None:
+    nothing = LossWeights(token_ce=0.0, regulariser=0.0, overflow=0.0)
+
+    def total(**changed: object) -> list[float]:
+        weights = replace(nothing, **changed)  # type: ignore[arg-type]
+        return oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.tolist()
+
+    rows, links = HAND_ROWS["correct"], HAND_LINKS["correct"]
+    value = [2 * sum(ce(EXPECTED[b][i], SCORES[b]) for i in rows[b]) for b in range(3)]
+    assert total(value_ce=2.0) == pytest.approx(value, abs=1e-5)
+    pairs = [[(EXPECTED[b][i], R[b][j]) for i, j in links[b]] for b in range(3)]
+    poisson = [3 * sum(e * math.log(e / r) - e + r for e, r in pair) for pair in pairs]
+    assert total(regulariser=3.0, consistency="poisson") == pytest.approx(poisson, abs=1e-5)
+    weights = replace(nothing, regulariser=3.0, consistency="poisson")
+    reported = oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).consistency_B
+    assert reported.tolist() == pytest.approx([sum(kl(e, r) for e, r in pair) for pair in pairs], abs=1e-5)
+
+
 def test_official_masks_need_to_know_what_is_finished() -> None:
     with pytest.raises(ValueError, match="finished"):
         oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, None, LossWeights(masks="official"))

@@ -99,17 +99,25 @@ class OracleNetwork(nn.Module):
 
 
 class NormHead(nn.Module):
-    """Logit of the step-wise norm from a state: Linear, ReLU, Linear without bias; 0 when training starts.
+    """Logit of the step-wise norm from states: Linear, ReLU, Linear without bias; 0 when training starts.
 
-    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)).
+    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)). What has been written so far, and what is missing, is
+    easier to read from the middle of a language model than from its last layer, so the head takes several depths.
+
+    Args:
+        width: D of each state.
+        num_taps: how many states it reads.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, num_taps: int = 1) -> None:
         super().__init__()
-        self.hidden = nn.Sequential(nn.LayerNorm(width), nn.Linear(width, 4 * width), nn.ReLU())
-        self.out = nn.Linear(4 * width, 1, bias=False)
+        self.read = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_taps))
+        hidden = min(4 * width, 512)
+        self.hidden = nn.Sequential(nn.Linear(num_taps * width, hidden), nn.ReLU())
+        self.out = nn.Linear(hidden, 1, bias=False)
         nn.init.zeros_(self.out.weight)
 
-    def forward(self, state_BTD: Tensor) -> Tensor:
-        """``[B, T]``."""
-        return self.out(self.hidden(state_BTD.float()))[..., 0]
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """``[B, T]`` from ``num_taps`` states ``[B, T, D]``."""
+        normed = [read(state.float()) for read, state in zip(self.read, states, strict=True)]
+        return self.out(self.hidden(torch.cat(normed, -1)))[..., 0]

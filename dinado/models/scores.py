@@ -6,6 +6,7 @@ two it trains. Axes: B rollouts, T response tokens, D and E widths.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import NamedTuple
@@ -14,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
+from dinado.models.base_lm import BaseLM, LMStates
 from dinado.models.oracle_network import OracleNetwork
+from dinado.models.shared_prefix import align
 from dinado.objectives.vocabulary import Link, VocabularyStatistics, token_log_probs, vocabulary_statistics
 
 
@@ -25,22 +27,27 @@ class Needs(NamedTuple):
     Attributes:
         maximum: the L-infinity norm of the scores.
         support: take it over this many likeliest tokens; 0 takes the whole vocabulary.
-        base_states: the frozen base's hidden states.
+        taps: depths of the frozen base that are read, as fractions of its layers; empty for none.
     """
 
     maximum: bool = False
     support: int = 0
-    base_states: bool = False
+    taps: tuple[float, ...] = ()
 
 
 NOTHING_MORE = Needs()
 
 
 class Scored(NamedTuple):
-    """A batch after the models have read it; ``base_state_BTD`` is None when nobody needed it."""
+    """A batch after the models have read it.
+
+    Attributes:
+        base_taps: the base's states ``[B, T, D]`` at the depths that were needed.
+        own_state_BTE: the trained states.
+    """
 
     statistics: VocabularyStatistics
-    base_state_BTD: Tensor | None
+    base_taps: tuple[Tensor, ...]
     own_state_BTE: Tensor
 
 
@@ -61,7 +68,8 @@ class NetworkScores(nn.Module):
 
     def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the network only."""
-        states = self.base.states(batch, self.taps)
+        states = self.base.states(batch, [*needs.taps, *self.taps])
+        base_taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
         own_BTE = self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
         statistics = vocabulary_statistics(
             states.hidden_BTD,
@@ -74,7 +82,7 @@ class NetworkScores(nn.Module):
             maximum=needs.maximum,
             support=needs.support,
         )
-        return Scored(statistics, states.hidden_BTD, own_BTE)
+        return Scored(statistics, base_taps, own_BTE)
 
 
 class PolicyScores(nn.Module):
@@ -98,9 +106,13 @@ class PolicyScores(nn.Module):
     def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the policy's trainable weights only."""
         base_BTD: Tensor | None = None
-        if needs.maximum or needs.base_states:
+        base_taps: tuple[Tensor, ...] = ()
+        if needs.maximum or needs.taps:
             with adapters(self.base, on=False):
-                base_BTD = self.base.states(batch).hidden_BTD
+                base_taps, states = split_taps(
+                    self.base.states(batch, needs.taps), len(needs.taps), batch.prompt_of_row_B
+                )
+            base_BTD = states.hidden_BTD
         policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
         tokens = (batch.response_BT, batch.response_mask_BT)
         if needs.maximum and base_BTD is not None:
@@ -112,7 +124,19 @@ class PolicyScores(nn.Module):
             log_q_BT = token_log_probs(policy_BTD, self.policy.head, *tokens)
             log_p_BT = batch.log_p_BT * batch.response_mask_BT
             statistics = VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None)
-        return Scored(statistics, base_BTD, policy_BTD)
+        return Scored(statistics, base_taps, policy_BTD)
+
+
+def split_taps(states: LMStates, count: int, prompt_of_row_B: Tensor) -> tuple[tuple[Tensor, ...], LMStates]:
+    """The first ``count`` depths as ``[B, T, D]`` in line with response tokens, and the states without them."""
+    first = tuple(
+        align(at_prompt, at_response, prompt_of_row_B)
+        for at_prompt, at_response in zip(states.prompt_taps[:count], states.response_taps[:count], strict=True)
+    )
+    rest = dataclasses.replace(
+        states, prompt_taps=states.prompt_taps[count:], response_taps=states.response_taps[count:]
+    )
+    return first, rest
 
 
 @contextmanager

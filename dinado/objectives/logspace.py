@@ -42,6 +42,17 @@ def bernoulli_ce(log_r: Tensor, target: Tensor) -> Tensor:
     return -target * log_r.clamp_max(0.0) - (1.0 - target) * log_complement(log_r)
 
 
+def poisson_ce(log_r: Tensor, target: Tensor) -> Tensor:
+    """Generalised KL divergence C log(C / R) - C + R in nats, elementwise; R = exp(log_r) need not stay below 1.
+
+    Its slope in log R is min(R, 2) - C, bounded where that of the Bernoulli cross entropy, (R - C) / (1 - R), is not.
+    """
+    log_r = log_r.clamp_min(LOG_FLOOR)
+    ceiling = math.log(2.0)
+    r = log_r.clamp_max(ceiling).exp() + 2.0 * (log_r - ceiling).clamp_min(0.0)
+    return torch.xlogy(target, target) - target * log_r - target + r
+
+
 def bernoulli_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """f_KL(a || b) = a log(a/b) + (1 - a) log((1 - a)/(1 - b)) between Bernoulli means, in nats.
 

@@ -3,8 +3,9 @@
 With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) before it:
 
 * token cross entropy  sum_i BCE(R_i, C)           (NADO, Meng et al. 2022)
+* value cross entropy  sum_i BCE(V_i, C): with the mean norm V_i = beta_i, and the norm alone learns from it
 * terminal cross entropy  BCE(R_T, C)              (DiNADO, Lu et al. 2024)
-* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1})
+* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1}), or the generalised KL divergence of Poisson means
 * overflow  relu(log R)^2, for parameterisations that do not bound R by 1
 * path  the cross entropies and the overflow again, of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm
   can explain the oracle alone; here the ratios, which are what decodes, have to (our addition, docs/methods.md).
@@ -20,7 +21,7 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from dinado.objectives.logspace import bernoulli_ce, bernoulli_kl
+from dinado.objectives.logspace import bernoulli_ce, bernoulli_kl, poisson_ce
 from dinado.objectives.values import TokenValues
 
 
@@ -30,17 +31,23 @@ class LossWeights:
 
     token_ce: float = 1.0
     terminal_ce: float = 0.0
+    value_ce: float = 0.0
     regulariser: float = 0.5
     direction: Literal["expected_first", "predicted_first"] = "expected_first"
     detach: Literal["none", "expected", "predicted"] = "none"
+    consistency: Literal["bernoulli", "poisson"] = "bernoulli"
     overflow: float = 1.0
     path: float = 0.0
+    path_loss: Literal["bernoulli", "poisson"] = "bernoulli"
     masks: Literal["correct", "official"] = "correct"
 
 
 @dataclass
 class OracleLoss:
-    """Terms of the loss for each rollout, ``[B]`` in nats, before weighting over rollouts."""
+    """Terms of the loss for each rollout, ``[B]`` in nats, before weighting over rollouts.
+
+    ``consistency_B`` is the published f_KL, whatever divergence the regulariser trains with.
+    """
 
     total_B: Tensor
     token_ce_B: Tensor
@@ -57,6 +64,7 @@ def oracle_loss(
     finished_B: Tensor | None,
     weights: LossWeights,
     log_root_B: Tensor | None = None,
+    telescoped: bool = False,
 ) -> OracleLoss:
     """Loss of every rollout.
 
@@ -65,19 +73,25 @@ def oracle_loss(
         mask_BT: 1 where a response token is real, the end-of-sequence token included.
         finished_B: whether the last real token is the end of sequence; needed by the official masks only.
         log_root_B: log R(c) where it is known; the path starts from the first V otherwise.
+        telescoped: whether the values are telescoped ones already (Hard), which are not bounded by 1.
     """
     rows_BT, links_BT = _masks(mask_BT, finished_B, weights.masks)
     log_r_BT, log_v_BT = values.log_r_BT.float(), values.log_v_BT.float()
     score_B1 = score_B[:, None].to(log_r_BT.dtype)
-    direct = _against_oracle(log_r_BT, score_B1, rows_BT)
+    direct = _against_oracle(log_r_BT, score_B1, rows_BT, weights.path_loss if telescoped else "bernoulli")
     path_B = torch.zeros_like(score_B1[:, 0])
     if weights.path:
         log_root_B1 = log_v_BT[:, :1] if log_root_B is None else log_root_B[:, None].to(log_r_BT.dtype)
         path_BT = log_root_B1 + ((log_r_BT - log_v_BT) * rows_BT).cumsum(1)
-        path_B = _against_oracle(path_BT, score_B1, rows_BT).weighted(weights)
+        path_B = _against_oracle(path_BT, score_B1, rows_BT, weights.path_loss).weighted(weights)
     # links_BT[i] ties the value before token i to the value after token i - 1.
-    consistency_B = (_consistency(log_v_BT[:, 1:], log_r_BT[:, :-1], weights) * links_BT[:, 1:]).sum(1)
-    total_B = direct.weighted(weights) + weights.path * path_B + weights.regulariser * consistency_B
+    first_BT, second_BT = _sides(log_v_BT[:, 1:], log_r_BT[:, :-1], weights)
+    consistency_B = regulariser_B = (bernoulli_kl(first_BT, second_BT) * links_BT[:, 1:]).sum(1)
+    if weights.consistency == "poisson":
+        regulariser_B = (poisson_ce(second_BT, first_BT.exp()) * links_BT[:, 1:]).sum(1)
+    total_B = direct.weighted(weights) + weights.path * path_B + weights.regulariser * regulariser_B
+    if weights.value_ce:
+        total_B = total_B + weights.value_ce * (bernoulli_ce(log_v_BT, score_B1) * rows_BT).sum(1)
     return OracleLoss(total_B, direct.token_ce_B, direct.terminal_ce_B, path_B, consistency_B, links_BT[:, 1:].sum(1))
 
 
@@ -96,20 +110,22 @@ class _Verdict(NamedTuple):
         )
 
 
-def _against_oracle(log_r_BT: Tensor, score_B1: Tensor, rows_BT: Tensor) -> _Verdict:
-    ce_BT = bernoulli_ce(log_r_BT, score_B1) * rows_BT
+def _against_oracle(log_r_BT: Tensor, score_B1: Tensor, rows_BT: Tensor, loss: str) -> _Verdict:
+    ce_BT = (poisson_ce if loss == "poisson" else bernoulli_ce)(log_r_BT, score_B1) * rows_BT
     terminal_BT = rows_BT * (rows_BT.flip(1).cumsum(1).flip(1) == 1)
-    overflow_B = (log_r_BT.clamp_min(0.0).square() * rows_BT).sum(1)
+    # The Poisson loss pulls back what exceeds 1 by itself.
+    over_BT = log_r_BT.clamp_min(0.0).square() if loss == "bernoulli" else torch.zeros_like(log_r_BT)
+    overflow_B = (over_BT * rows_BT).sum(1)
     return _Verdict(ce_BT.sum(1), (ce_BT * terminal_BT).sum(1), overflow_B)
 
 
-def _consistency(expected: Tensor, predicted: Tensor, weights: LossWeights) -> Tensor:
+def _sides(expected: Tensor, predicted: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
+    """The arguments of the regulariser's divergence, in order."""
     if weights.detach == "expected":
         expected = expected.detach()
     elif weights.detach == "predicted":
         predicted = predicted.detach()
-    first, second = (expected, predicted) if weights.direction == "expected_first" else (predicted, expected)
-    return bernoulli_kl(first, second)
+    return (expected, predicted) if weights.direction == "expected_first" else (predicted, expected)
 
 
 def _masks(mask_BT: Tensor, finished_B: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:

@@ -21,6 +21,9 @@ class RoomyLayer(DynamicLayer):
         room: positions to make room for; when they run out, twice as many are added.
     """
 
+    keys: Tensor
+    values: Tensor
+
     def __init__(self, layer: DynamicLayer, room: int) -> None:
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
