@@ -162,9 +162,12 @@ class ObjectiveConfig:
     """Divergence of the regulariser: f_KL of Bernoulli means, or the generalised KL divergence of Poisson means."""
     norm: Literal["linf", "mean"] = "linf"
     """Soft, Merge: what the norm head predicts, the largest R over next tokens or its mean under p."""
+    norm_input: Literal["base", "policy"] = "base"
+    """Whose states the norm head reads (dinado_merge, and the root of dinado_hard): the frozen base's, as published, or
+    the policy's as it stands, without gradient, which saves a pass of the base."""
     norm_taps: list[float] = field(default_factory=lambda: [1.0])
-    """Depths of the base that the norm head reads (dinado_merge, and the root of dinado_hard), as fractions: 0 the
-    token embeddings, 1 the last layer."""
+    """Depths that the norm head reads (dinado_merge, and the root of dinado_hard), as fractions: 0 the token
+    embeddings, 1 the last layer."""
     support: int = 0
     """Soft, Merge: L-infinity norm over this many likeliest tokens only; 0 is the whole vocabulary."""
     overflow: float = 1.0

@@ -161,6 +161,8 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
     soft = method in ("dinado_soft", "dinado_merge")
     bounded = method == "nado" or (soft and config.objective.norm == "linf" and config.objective.support == 0)
     consistent = "dinado_hard is forward-consistent by construction"
+    rooted = method == "dinado_hard" and config.targets.root == "learned"
+    no_norm = not (rooted or (method == "dinado_merge" and trained != "network")) and "no norm head reads the base here"
     no_link = config.objective.regulariser == 0 and "objective.regulariser is 0"
     unread: dict[str, str | bool] = {
         "sft_data": method != "sft" and "it belongs to method=sft",
@@ -169,6 +171,8 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "objective.support": not soft and "it belongs to dinado_soft, dinado_merge",
         "objective.overflow": bounded and not config.objective.path and "log R cannot rise above 0 here",
         "objective.regulariser": method == "dinado_hard" and consistent,
+        "objective.norm_input": no_norm or (trained == "network" and "there is no policy, only a network"),
+        "objective.norm_taps": no_norm,
         "objective.direction": consistent if method == "dinado_hard" else no_link,
         "objective.consistency": consistent if method == "dinado_hard" else no_link,
         "objective.detach": consistent if method == "dinado_hard" else no_link,

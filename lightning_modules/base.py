@@ -85,7 +85,9 @@ class OracleMethod(L.LightningModule):
     @property
     def needs(self) -> Needs:
         """What the models must compute; with a policy, each of these costs a pass of the base."""
-        return Needs(taps=tuple(self.config.objective.norm_taps) if self.norm_input == "base" else ())
+        objective = self.config.objective
+        taps = tuple(objective.norm_taps) if self.norm_input == "base" else ()
+        return Needs(taps=taps, of_policy=objective.norm_input == "policy" and isinstance(self.scores, PolicyScores))
 
     def controlled(self, alpha: float | None = None) -> ControlledLM:
         """The model that decodes what has been trained so far."""
@@ -104,7 +106,7 @@ class OracleMethod(L.LightningModule):
 
     def norm_states(self, scored: Scored) -> Sequence[Tensor]:
         """What the norm head reads, each ``[B, T, D]``."""
-        return scored.base_taps if self.norm_input == "base" else (scored.own_state_BTE,)
+        return scored.taps if self.norm_input == "base" else (scored.own_state_BTE,)
 
     def run(self, batch: RolloutBatch) -> Step:
         """Statistics, values and loss of a batch."""

@@ -32,5 +32,5 @@ class DinadoHard(OracleMethod):
         if self.norm_head is None:
             log_root_B = torch.log(batch.root_B.float())
         else:
-            log_root_B = F.logsigmoid(self.norm_head([tap[:, :1] for tap in scored.base_taps])[:, 0])
+            log_root_B = F.logsigmoid(self.norm_head([tap[:, :1] for tap in scored.taps])[:, 0])
         return hard_values(scored.statistics, log_root_B)

@@ -49,7 +49,7 @@ def evaluate_method(
     world: ExactWorld | None,
     on_progress: Callable[[int], None] | None = None,
 ) -> Report:
-    """All numbers of design's `val/` names for one method, with reference rows."""
+    """All `val/` numbers of one method, with reference rows."""
     config, base = method.config, method.base
     method.eval()
     rows, before = base_rows(config, base, task)

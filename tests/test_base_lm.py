@@ -28,7 +28,8 @@ from transformers import CohereConfig, CohereForCausalLM
 from dinado.errors import DataError, UserError
 from dinado.models.base_lm import BaseLM
 from dinado.models.markov import build_word_tokenizer
-from dinado.models.scores import PolicyScores, adapters
+from dinado.models.scores import Needs, PolicyScores, adapters
+from dinado.models.shared_prefix import align, similar_lengths
 from dinado.models.trainable import build_full, merge_adapters
 from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
@@ -313,3 +314,29 @@ def test_a_base_that_cannot_be_loaded_is_one_line(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         BaseLM.load(str(tmp_path))
     assert str(tmp_path) in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_responses_are_cut_where_most_padding_is_saved() -> None:
+    def mask(*lengths: int) -> Tensor:
+        return (torch.arange(9) < torch.tensor(lengths)[:, None]).long()
+
+    order_B, chunks = similar_lengths(mask(9, 2, 8, 0, 1))
+    assert order_B.tolist() == [3, 4, 1, 2, 0]
+    assert [(rows.tolist(), width) for rows, width in chunks] == [([3, 4, 1], 2), ([2, 0], 9)]
+    for lengths in ((5, 5, 5), (9, 8, 9), (3,), (0, 0)):
+        _, chunks = similar_lengths(mask(*lengths))
+        assert [(len(rows), width) for rows, width in chunks] == [(len(lengths), max(1, *lengths, 1))]
+
+
+@pytest.mark.parametrize("of_policy", [False, True])
+def test_a_norm_head_may_read_the_base_or_the_policy(of_policy: bool) -> None:
+    base = base_lm("llama")
+    scores = random_lora(base)
+    batch = batch_of(base)
+    scored = scores(batch, Needs(taps=(0.5, 1.0), of_policy=of_policy))
+    with adapters(base, on=of_policy):
+        states = base.states(batch, [0.5, 1.0])
+    for tap, at_prompt, at_response in zip(scored.taps, states.prompt_taps, states.response_taps, strict=True):
+        assert not tap.requires_grad
+        torch.testing.assert_close(tap, align(at_prompt, at_response, batch.prompt_of_row_B), rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(scored.taps[1], scored.own_state_BTE if of_policy else states.hidden_BTD)

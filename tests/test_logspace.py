@@ -54,7 +54,9 @@ def test_cross_entropy_is_the_naive_formula_in_the_interior(target: float) -> No
 def test_poisson_is_the_generalised_divergence_with_a_bounded_slope(target: float) -> None:
     r = torch.cat([INTERIOR, torch.linspace(1.0, 1.999, 20)]).double()
     naive = (target * (target / r).log() if target else 0.0) - target + r
-    torch.testing.assert_close(poisson_ce(r.log(), torch.tensor(target, dtype=torch.float64)), naive, rtol=1e-9, atol=1e-12)
+    torch.testing.assert_close(
+        poisson_ce(r.log(), torch.tensor(target, dtype=torch.float64)), naive, rtol=1e-9, atol=1e-12
+    )
     for value in (1e-4, 0.5, 1.0, 1.9, 2.1, 50.0):
         slope, _ = gradient(poisson_ce, math.log(value), target)
         assert slope == pytest.approx(min(value, 2.0) - target, abs=1e-6)

@@ -27,12 +27,14 @@ class Needs(NamedTuple):
     Attributes:
         maximum: the L-infinity norm of the scores.
         support: take it over this many likeliest tokens; 0 takes the whole vocabulary.
-        taps: depths of the frozen base that are read, as fractions of its layers; empty for none.
+        taps: depths that a norm head reads, as fractions of the layers; empty for none.
+        of_policy: read them from the policy as it stands, without gradient, which saves a pass of the base.
     """
 
     maximum: bool = False
     support: int = 0
     taps: tuple[float, ...] = ()
+    of_policy: bool = False
 
 
 NOTHING_MORE = Needs()
@@ -42,12 +44,12 @@ class Scored(NamedTuple):
     """A batch after the models have read it.
 
     Attributes:
-        base_taps: the base's states ``[B, T, D]`` at the depths that were needed.
+        taps: states ``[B, T, D]`` at the depths that were needed.
         own_state_BTE: the trained states.
     """
 
     statistics: VocabularyStatistics
-    base_taps: tuple[Tensor, ...]
+    taps: tuple[Tensor, ...]
     own_state_BTE: Tensor
 
 
@@ -69,7 +71,7 @@ class NetworkScores(nn.Module):
     def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the network only."""
         states = self.base.states(batch, [*needs.taps, *self.taps])
-        base_taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
+        taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
         own_BTE = self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
         statistics = vocabulary_statistics(
             states.hidden_BTD,
@@ -82,7 +84,7 @@ class NetworkScores(nn.Module):
             maximum=needs.maximum,
             support=needs.support,
         )
-        return Scored(statistics, base_taps, own_BTE)
+        return Scored(statistics, taps, own_BTE)
 
 
 class PolicyScores(nn.Module):
@@ -106,14 +108,17 @@ class PolicyScores(nn.Module):
     def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the policy's trainable weights only."""
         base_BTD: Tensor | None = None
-        base_taps: tuple[Tensor, ...] = ()
-        if needs.maximum or needs.taps:
+        taps: tuple[Tensor, ...] = ()
+        of_base, of_policy = ((), needs.taps) if needs.of_policy else (needs.taps, ())
+        if needs.maximum or of_base:
             with adapters(self.base, on=False):
-                base_taps, states = split_taps(
-                    self.base.states(batch, needs.taps), len(needs.taps), batch.prompt_of_row_B
-                )
+                taps, states = split_taps(self.base.states(batch, of_base), len(of_base), batch.prompt_of_row_B)
             base_BTD = states.hidden_BTD
-        policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
+        states = self.policy.states(batch, of_policy, grad=True)
+        policy_BTD = states.hidden_BTD
+        if of_policy:
+            taps, _ = split_taps(states, len(of_policy), batch.prompt_of_row_B)
+            taps = tuple(tap.detach() for tap in taps)
         tokens = (batch.response_BT, batch.response_mask_BT)
         if needs.maximum and base_BTD is not None:
             statistics = vocabulary_statistics(
@@ -124,7 +129,7 @@ class PolicyScores(nn.Module):
             log_q_BT = token_log_probs(policy_BTD, self.policy.head, *tokens)
             log_p_BT = batch.log_p_BT * batch.response_mask_BT
             statistics = VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None)
-        return Scored(statistics, base_taps, policy_BTD)
+        return Scored(statistics, taps, policy_BTD)
 
 
 def split_taps(states: LMStates, count: int, prompt_of_row_B: Tensor) -> tuple[tuple[Tensor, ...], LMStates]:
