@@ -43,28 +43,20 @@ class TrainLoader:
     Its length counts them all, also those before the start: Lightning counts on from where a checkpoint was.
     """
 
-    def __init__(
-        self, data: RolloutDataModule, plan: BatchPlan | StratifiedPlan, micro_batches: int, rank: int, world_size: int
-    ) -> None:
+    def __init__(self, data: RolloutDataModule) -> None:
         self._data = data
-        self._plan = plan
-        self._micro_batches = micro_batches
-        self._rank = rank
-        self._world_size = world_size
 
     def __len__(self) -> int:
-        return self._data.config.optim.steps * self._micro_batches
+        return self._data.config.optim.steps * self._data.accumulation
 
     def __iter__(self) -> Iterator[RolloutBatch]:
+        parts = self._data.accumulation
         for step in range(self._data.steps_done, self._data.config.optim.steps):
-            row_N = self._plan.step(step)
-            weight_total = float(self._data.rows.weight_N[row_N].sum(dtype=np.float64))
-            parts = split_step(row_N, self._rank, self._world_size, self._micro_batches)
-            for index, row_B in enumerate(parts):
+            for index, batch in enumerate(self._data.batches(step, step + 1, parts)):
                 # Counted when the last one leaves: a checkpoint is taken before the next one is asked for.
-                if index + 1 == len(parts):
+                if index + 1 == parts:
                     self._data.steps_done = step + 1
-                yield self._data.train_batch(row_B, weight_total)
+                yield batch
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing: the position is in the data module's state, but Lightning warns about loaders without one."""
@@ -147,7 +139,16 @@ class RolloutDataModule(LightningDataModule):
 
     def train_dataloader(self) -> TrainLoader:
         """Micro-batches up to ``optim.steps``."""
-        return TrainLoader(self, self._plan, self.accumulation, *self._place())
+        return TrainLoader(self)
+
+    def batches(self, start: int, stop: int, micro_batches: int = 1) -> Iterator[RolloutBatch]:
+        """What this process trains on in some optimiser steps, each cut into micro-batches."""
+        rank, world_size = self._place()
+        for step in range(start, stop):
+            row_N = self._plan.step(step)
+            weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))
+            for row_B in split_step(row_N, rank, world_size, micro_batches):
+                yield self.train_batch(row_B, weight_total)
 
     def val_dataloader(self) -> HeldOutLoader:
         """Every held-out rollout once."""

@@ -220,6 +220,9 @@ class OptimConfig:
     """Peak learning rate."""
     norm_lr: float | None = None
     """Learning rate of the norm head; null uses `optim.lr`."""
+    norm_steps: int = 0
+    """Steps in which the norm head alone learns, from the frozen base's states, before anything else moves; not counted
+    in `optim.steps` (dinado_merge)."""
     weight_decay: float = 0.01
     """AdamW weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)

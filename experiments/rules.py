@@ -43,8 +43,8 @@ RANGES: dict[Test, str] = {
     "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
     "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.value_ce objective.regulariser "
-    "objective.support objective.overflow objective.path optim.weight_decay optim.clip_norm trainer.val_every "
-    "eval.best_of eval.show",
+    "objective.support objective.overflow objective.path optim.norm_steps optim.weight_decay optim.clip_norm "
+    "trainer.val_every eval.best_of eval.show",
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
     FRACTION: "network.taps objective.norm_taps optim.warmup",
@@ -185,6 +185,8 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "targets.root": (method == "sft" or (method == "nado" and not config.objective.path))
         and f"{method} has no norm to tie to it",
         "targets.positives_share": method == "sft" and "method=sft sees accepted rollouts only",
+        "optim.norm_steps": (method != "dinado_merge" or trained == "network")
+        and "it belongs to dinado_merge on a base with weights to adapt",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
     }
     if config.task.name in EXACT_TASKS:

@@ -28,6 +28,7 @@ from dinado.objectives.vocabulary import Link
 from dinado.seeding import derive_seed
 from experiments.config import Config
 from experiments.rules import resolved_parameters
+from lightning_modules.norm_fit import fit_norm
 from lightning_modules.optim import configure
 from lightning_modules.validation import RolloutDiagnostics
 
@@ -156,6 +157,14 @@ class OracleMethod(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """AdamW with warm-up, see lightning_modules/optim.py."""
         return configure(self.config.optim, self.scores, self.norm_head)
+
+    def on_fit_start(self) -> None:
+        """The norm head first, where that is asked for; a resumed run has done so before its checkpoint."""
+        if self.config.optim.norm_steps and self.trainer.ckpt_path is None:
+            data: Any = self.trainer.datamodule
+            norm_fit_ce = fit_norm(self, data)
+            for logger in self.trainer.loggers:
+                logger.log_metrics({"norm/fit_ce": norm_fit_ce}, step=0)
 
     def on_train_start(self) -> None:
         """The base stays in eval mode; what is trained is in train mode."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -17,6 +18,7 @@ from datamodules.tasks import build_task
 from experiments import loader
 from experiments.run_folder import RunFolder
 from lightning_modules.build import build_method
+from lightning_modules.norm_fit import fit_norm
 from lightning_modules.restore import build_base
 from lightning_modules.session import train
 
@@ -85,3 +87,35 @@ def test_the_norm_does_not_shape_the_policy(tmp_path: Path) -> None:
     method.norm(scored, batch).sum().backward()
     assert all(p.grad is None for p in method.scores.parameters())
     assert any(p.grad is not None and p.grad.abs().sum() > 0 for p in method.norm_head.parameters())
+
+
+CRITIC = (
+    "objective.norm=mean objective.token_ce=0 objective.value_ce=0.3 objective.terminal_ce=1 objective.regulariser=1 "
+    "objective.detach=expected objective.consistency=poisson objective.norm_taps=[0,0.5,1] optim.norm_steps=60"
+)
+
+
+@pytest.mark.parametrize("norm_input", ["base", "policy"])
+def test_ratios_learn_from_a_norm_that_was_fitted_first(tmp_path: Path, norm_input: str) -> None:
+    words = ["method=dinado_merge", "parameters=lora", *CRITIC.split(), f"objective.norm_input={norm_input}"]
+    metrics = outcome(tmp_path, "exact_gpt2", *words, "optim.lr=1e-2", "targets.root=store")
+    assert metrics["val/gap_closed"] > 0.6
+
+
+def test_fitting_the_norm_moves_the_norm_alone(tmp_path: Path) -> None:
+    words = [*SMALL, "method=dinado_merge", "parameters=lora", *CRITIC.split(), "optim.norm_lr=2e-2"]
+    words += ["optim.norm_steps=150", f"data.cache={tmp_path}"]
+    config = loader.load("exact_gpt2", words).config
+    base, task = build_base(config), build_task(config)
+    prepare_rollouts(config, base, task)
+    data = RolloutDataModule(config, base, task)
+    data.setup("fit")
+    method = build_method(config, base)
+    method._trainer = SimpleNamespace(callbacks=[], is_global_zero=True)  # type: ignore[assignment]
+    before = {name: p.clone() for name, p in method.named_parameters()}
+    ce = fit_norm(method, data)
+    moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
+    assert moved and all(name.startswith("norm_head.") for name in moved)
+    # A norm that knew the success rate alone would be left with its entropy.
+    rate = float(data.rows.score_N.mean())
+    assert ce < 0.95 * -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))

@@ -111,8 +111,7 @@ class PolicyScores(nn.Module):
         taps: tuple[Tensor, ...] = ()
         of_base, of_policy = ((), needs.taps) if needs.of_policy else (needs.taps, ())
         if needs.maximum or of_base:
-            with adapters(self.base, on=False):
-                taps, states = split_taps(self.base.states(batch, of_base), len(of_base), batch.prompt_of_row_B)
+            taps, states = base_taps(self.base, batch, of_base)
             base_BTD = states.hidden_BTD
         states = self.policy.states(batch, of_policy, grad=True)
         policy_BTD = states.hidden_BTD
@@ -130,6 +129,12 @@ class PolicyScores(nn.Module):
             log_p_BT = batch.log_p_BT * batch.response_mask_BT
             statistics = VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None)
         return Scored(statistics, taps, policy_BTD)
+
+
+def base_taps(base: BaseLM, batch: RolloutBatch, taps: tuple[float, ...]) -> tuple[tuple[Tensor, ...], LMStates]:
+    """States of the frozen base, adapters off, at some depths; see :func:`split_taps`."""
+    with adapters(base, on=False):
+        return split_taps(base.states(batch, taps), len(taps), batch.prompt_of_row_B)
 
 
 def split_taps(states: LMStates, count: int, prompt_of_row_B: Tensor) -> tuple[tuple[Tensor, ...], LMStates]:

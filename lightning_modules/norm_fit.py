@@ -1,0 +1,72 @@
+"""The norm head first: steps in which it alone learns to predict the verdict, before any ratio moves.
+
+With the mean norm beta_i is V_i, the value of the prefix, and a regulariser that holds V fixed teaches the ratios what
+V knows; a norm that knows nothing yet teaches nothing. Only the frozen base runs here. Axes: B rollouts, T tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+import torch
+import torch.distributed as dist
+from rich.progress import track
+from torch import Tensor
+
+from dinado.batch import RolloutBatch
+from dinado.models.scores import base_taps
+from dinado.objectives.logspace import bernoulli_ce
+from dinado.objectives.values import log_beta
+from lightning_modules.callbacks import GracefulStop
+
+if TYPE_CHECKING:
+    from datamodules.rollout_datamodule import RolloutDataModule
+    from lightning_modules.base import OracleMethod
+
+
+def fit_norm(method: OracleMethod, data: RolloutDataModule) -> float:
+    """Train the norm head for ``optim.norm_steps`` steps; returns the cross entropy of the last tenth, in nats a token.
+
+    Every process takes its share of each step and gradients are summed, so the result does not depend on how many
+    there are.
+
+    Raises:
+        KeyboardInterrupt: on Ctrl-C or SIGTERM; nothing has been trained yet that would be worth a checkpoint.
+    """
+    config, head = method.config, method.norm_head
+    assert head is not None, "experiments/rules.py lets through methods with a norm head only"
+    steps, lr = config.optim.norm_steps, config.optim.norm_lr or config.optim.lr
+    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=config.optim.weight_decay)
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
+    stops = [callback for callback in method.trainer.callbacks if isinstance(callback, GracefulStop)]
+    batches: Iterable[RolloutBatch] = data.batches(0, steps)
+    if config.trainer.progress and method.trainer.is_global_zero:
+        batches = track(batches, "norm head first", total=steps, transient=True)
+    history = []
+    for batch in batches:
+        batch = batch.to(method.device)
+        loss, ce, tokens = _loss(method, batch)
+        optimizer.zero_grad()
+        loss.backward()
+        numbers = torch.stack([ce, tokens])
+        if dist.is_initialized():
+            for tensor in (numbers, *(p.grad for p in head.parameters() if p.grad is not None)):
+                dist.all_reduce(tensor)
+        optimizer.step()
+        schedule.step()
+        history.append(float(numbers[0] / numbers[1]))
+        if any(stop.received for stop in stops):
+            raise KeyboardInterrupt
+    recent = history[-max(1, steps // 10) :]
+    return sum(recent) / len(recent)
+
+
+def _loss(method: OracleMethod, batch: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:
+    """This process's part of the loss, and the cross entropy and number of tokens behind it."""
+    assert method.norm_head is not None
+    taps, _ = base_taps(method.base, batch, method.needs.taps)
+    root_B = batch.root_B if method.config.targets.root == "store" else None
+    ce_BT = bernoulli_ce(log_beta(method.norm_head(taps), root_B), batch.score_B[:, None]) * batch.response_mask_BT
+    weighted = (ce_BT.sum(1) * batch.weight_B).sum()
+    return weighted / batch.weight_total, weighted.detach(), (batch.response_mask_BT.sum(1) * batch.weight_B).sum()
