@@ -221,8 +221,8 @@ class OptimConfig:
     norm_lr: float | None = None
     """Learning rate of the norm head; null uses `optim.lr`."""
     norm_steps: int = 0
-    """Steps in which the norm head alone learns, from the frozen base's states, before anything else moves; not counted
-    in `optim.steps` (dinado_merge)."""
+    """Steps in which the norm head alone learns, from states of the frozen base, before any ratio moves; not counted in
+    `optim.steps` (dinado_merge; in dinado_soft the body of the network learns with it)."""
     weight_decay: float = 0.01
     """AdamW weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)

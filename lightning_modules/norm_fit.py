@@ -1,7 +1,8 @@
 """The norm head first: steps in which it alone learns to predict the verdict, before any ratio moves.
 
 With the mean norm beta_i is V_i, the value of the prefix, and a regulariser that holds V fixed teaches the ratios what
-V knows; a norm that knows nothing yet teaches nothing. Only the frozen base runs here. Axes: B rollouts, T tokens.
+V knows; a norm that knows nothing yet teaches nothing. No policy runs here and no vocabulary is looked at: only the
+frozen base, and for Soft the body of its network, which the norm shapes. Axes: B rollouts, T tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from rich.progress import track
 from torch import Tensor
 
 from dinado.batch import RolloutBatch
-from dinado.models.scores import base_taps
+from dinado.models.scores import NetworkScores, base_taps
 from dinado.objectives.logspace import bernoulli_ce
 from dinado.objectives.values import log_beta
 from lightning_modules.callbacks import GracefulStop
@@ -34,10 +35,10 @@ def fit_norm(method: OracleMethod, data: RolloutDataModule) -> float:
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM; nothing has been trained yet that would be worth a checkpoint.
     """
-    config, head = method.config, method.norm_head
-    assert head is not None, "experiments/rules.py lets through methods with a norm head only"
+    config = method.config
     steps, lr = config.optim.norm_steps, config.optim.norm_lr or config.optim.lr
-    optimizer = torch.optim.AdamW(head.parameters(), lr=lr, weight_decay=config.optim.weight_decay)
+    trained = _parameters(method)
+    optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=config.optim.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
     stops = [callback for callback in method.trainer.callbacks if isinstance(callback, GracefulStop)]
     batches: Iterable[RolloutBatch] = data.batches(0, steps)
@@ -51,7 +52,7 @@ def fit_norm(method: OracleMethod, data: RolloutDataModule) -> float:
         loss.backward()
         numbers = torch.stack([ce, tokens])
         if dist.is_initialized():
-            for tensor in (numbers, *(p.grad for p in head.parameters() if p.grad is not None)):
+            for tensor in (numbers, *(p.grad for p in trained if p.grad is not None)):
                 dist.all_reduce(tensor)
         optimizer.step()
         schedule.step()
@@ -64,9 +65,22 @@ def fit_norm(method: OracleMethod, data: RolloutDataModule) -> float:
 
 def _loss(method: OracleMethod, batch: RolloutBatch) -> tuple[Tensor, Tensor, Tensor]:
     """This process's part of the loss, and the cross entropy and number of tokens behind it."""
-    assert method.norm_head is not None
-    taps, _ = base_taps(method.base, batch, method.needs.taps)
+    assert method.norm_head is not None, "experiments/rules.py lets through methods with a norm head only"
+    if isinstance(method.scores, NetworkScores):
+        states: tuple[Tensor, ...] = (method.scores.own_states(batch),)
+    else:
+        states, _ = base_taps(method.base, batch, method.needs.taps)
     root_B = batch.root_B if method.config.targets.root == "store" else None
-    ce_BT = bernoulli_ce(log_beta(method.norm_head(taps), root_B), batch.score_B[:, None]) * batch.response_mask_BT
+    ce_BT = bernoulli_ce(log_beta(method.norm_head(states), root_B), batch.score_B[:, None]) * batch.response_mask_BT
     weighted = (ce_BT.sum(1) * batch.weight_B).sum()
     return weighted / batch.weight_total, weighted.detach(), (batch.response_mask_BT.sum(1) * batch.weight_B).sum()
+
+
+def _parameters(method: OracleMethod) -> list[Tensor]:
+    """The norm head, and the body that it reads where that is trained too."""
+    assert method.norm_head is not None
+    trained: list[Tensor] = list(method.norm_head.parameters())
+    if isinstance(method.scores, NetworkScores):
+        out = method.scores.network.out.weight
+        trained += [p for p in method.scores.network.parameters() if p is not out]
+    return trained

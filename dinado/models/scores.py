@@ -72,7 +72,7 @@ class NetworkScores(nn.Module):
         """Statistics of a batch; gradients reach the network only."""
         states = self.base.states(batch, [*needs.taps, *self.taps])
         taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
-        own_BTE = self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
+        own_BTE = self.own_states(batch, states)
         statistics = vocabulary_statistics(
             states.hidden_BTD,
             self.base.head,
@@ -85,6 +85,11 @@ class NetworkScores(nn.Module):
             support=needs.support,
         )
         return Scored(statistics, taps, own_BTE)
+
+    def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> Tensor:
+        """The network's states ``[B, T, E]``, without a look at the vocabulary."""
+        states = self.base.states(batch, self.taps) if states is None else states
+        return self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
 
 
 class PolicyScores(nn.Module):
