@@ -212,10 +212,13 @@ def _proposal(loaded: Loaded) -> Iterator[str]:
 
 def _objective(loaded: Loaded) -> Iterator[str]:
     config, objective = loaded.config, loaded.config.objective
-    if config.method != "sft" and objective.token_ce == 0 and objective.terminal_ce == 0:
+    learns = objective.token_ce or objective.terminal_ce or (objective.value_ce and objective.regulariser)
+    if config.method != "sft" and not learns:
         yield f"{_said(loaded, 'objective.token_ce')}: objective.terminal_ce is 0 too, so nothing is learned"
     if config.method in ("dinado_soft", "dinado_merge") and objective.norm == "mean" and objective.support:
         yield f"{_said(loaded, 'objective.support')}: ignored by objective.norm=mean; set objective.support=0"
+    if not objective.norm_taps:
+        yield f"{_said(loaded, 'objective.norm_taps')}: the norm head needs at least one depth, such as [1.0]"
     if resolved_parameters(config) == "network":
         if config.network.width % config.network.heads:
             yield f"{_said(loaded, 'network.width')}: not divisible by network.heads={config.network.heads}"
