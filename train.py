@@ -41,7 +41,12 @@ def main(arguments: cli.Arguments) -> int:
     if resume is None:
         folder = RunFolder.create(loaded, arguments.overrides)
     with folder:
-        outcome = train(loaded.config, folder, resume=resume is not None, quiet=arguments.flag(cli.JSON))
+        try:
+            outcome = train(loaded.config, folder, resume=resume is not None, quiet=arguments.flag(cli.JSON))
+        except KeyboardInterrupt:
+            # Before the first optimiser step, or a second time: finished blocks of rollouts are kept all the same.
+            print(f"go on with: python train.py --resume {folder.path}", file=sys.stderr)
+            raise
     if arguments.flag(cli.JSON) and outcome.is_writer:
         cli.print_json({**outcome.metrics, "run_dir": str(folder.path)})
     return outcome.exit_code

@@ -265,6 +265,8 @@ def test_an_interrupted_training_says_how_to_go_on(tmp_path: Path) -> None:
 # A user's own model, prompts and oracle
 
 ORACLES = """
+import time
+
 calls = []
 
 def has_two(prompts, texts):
@@ -273,6 +275,10 @@ def has_two(prompts, texts):
 
 def nan(prompts, texts):
     return [float("nan")] * len(texts)
+
+def slow(prompts, texts):
+    time.sleep(0.5)
+    return has_two(prompts, texts)
 
 def breaks(prompts, texts):
     raise RuntimeError("out of luck")
@@ -350,6 +356,30 @@ def test_an_oracle_that_fails_names_prompt_and_text(
     assert says.lower() in error.lower() and "prompt" in error and f"own_oracles:{name}" in error
     (run,) = tmp_path.glob("runs/*/*")
     assert status(run).startswith("failed")
+
+
+def test_interrupted_sampling_keeps_its_blocks(own: Path, own_words: list[str], tmp_path: Path) -> None:
+    words = [*own_words, "oracle.function=own_oracles:slow", f"data.cache={tmp_path}/cache", "rollouts.block_size=1"]
+    environment = os.environ | {"PYTHONPATH": str(own)}
+    command = [sys.executable, str(ROOT / "train.py"), *words]
+    running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
+    try:
+        deadline = time.monotonic() + 200
+        while len(blocks := list(tmp_path.glob("cache/rollouts/*/*/*.arrow"))) < 2:
+            assert running.poll() is None, running.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.1)
+        written = {block: block.stat().st_mtime_ns for block in blocks}
+        running.send_signal(signal.SIGINT)
+        _, err = running.communicate(timeout=200)
+    finally:
+        running.kill()
+    (run,) = tmp_path.glob("runs/*/*")
+    assert running.returncode == 130 and "Traceback" not in err, err
+    assert status(run) == "interrupted" and f"python train.py --resume {run}" in err
+    again = process("train.py", "--resume", str(run), "--json", PYTHONPATH=str(own))
+    assert again.code == 0 and status(run) == "finished", again.err
+    assert {block: block.stat().st_mtime_ns for block in written} == written
 
 
 @pytest.mark.parametrize(

@@ -76,7 +76,7 @@ def sample_and_judge(
     max_new_tokens: int,
     truncated: str,
     seed: int,
-    block: int = 8,
+    block: int = 16,
     on_progress: Callable[[int], None] | None = None,
 ) -> JudgedSamples:
     """Sample ``per_prompt`` responses to every prompt from a model (the base itself, or a ControlledLM).
