@@ -156,8 +156,8 @@ class ObjectiveConfig:
     """Weight of forward consistency, summed over tokens."""
     direction: Literal["expected_first", "predicted_first"] = "expected_first"
     """f_KL(E || R) or f_KL(R || E), E being the base's expectation of the next R."""
-    detach: Literal["none", "expected", "predicted"] = "none"
-    """Side of the regulariser that gets no gradient."""
+    detach: Literal["none", "expected", "predicted", "values"] = "none"
+    """What in the regulariser gets no gradient: one of its sides, or `values`, which leaves it to the ratios alone."""
     consistency: Literal["bernoulli", "poisson"] = "bernoulli"
     """Divergence of the regulariser: f_KL of Bernoulli means, or the generalised KL divergence of Poisson means."""
     norm: Literal["linf", "mean"] = "linf"
@@ -227,6 +227,8 @@ class OptimConfig:
     """AdamW weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW betas."""
+    eps: float = 1e-8
+    """AdamW epsilon. Towards the size of the gradients and above, noisy parameters stop taking full steps."""
     warmup: float = 0.05
     """Share of the steps over which the rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

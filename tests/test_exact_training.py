@@ -91,7 +91,7 @@ def test_the_norm_does_not_shape_the_policy(tmp_path: Path) -> None:
 
 CRITIC = (
     "objective.norm=mean objective.token_ce=0 objective.value_ce=0.3 objective.terminal_ce=1 objective.regulariser=1 "
-    "objective.detach=expected objective.consistency=poisson objective.norm_taps=[0,0.5,1] optim.norm_steps=60"
+    "objective.detach=values objective.consistency=poisson objective.norm_taps=[0,0.5,1] optim.norm_steps=60"
 )
 
 

@@ -405,6 +405,22 @@ def test_detach_stops_one_side_only(detach: str, direction: str) -> None:
     assert (log_v.grad is not None and bool(log_v.grad.any())) == (detach != "expected")
 
 
+def test_values_that_are_held_fixed_leave_the_regulariser_to_the_ratios() -> None:
+    statistics = Case().statistics("identity")
+    score = statistics.score.detach().requires_grad_()
+    log_beta_BT = torch.full((B, T), -0.7, requires_grad=True)
+    values = soft_values(statistics._replace(score=score), log_beta_BT, "mean")
+    weights = LossWeights(token_ce=0.0, regulariser=1.0, overflow=0.0)
+    losses = {}
+    for detach in ("none", "values"):
+        changed = replace(weights, detach=detach)  # type: ignore[arg-type]
+        losses[detach] = oracle_loss(values, torch.ones(B), torch.ones(B, T), None, changed).total_B
+    torch.testing.assert_close(losses["none"], losses["values"])
+    of_beta, of_score = torch.autograd.grad(losses["values"].sum(), [log_beta_BT, score], allow_unused=True)
+    assert of_beta is None or not of_beta.any()
+    assert of_score.any()
+
+
 def test_overflow_is_the_square_of_what_exceeds_certainty() -> None:
     log_r = torch.tensor([[0.3, -1.0, 0.2, 9.0]])
     mask = torch.tensor([[1, 1, 1, 0]])

@@ -169,7 +169,7 @@ LOSSES = {
         detach=detach,  # type: ignore[arg-type]
     )
     for direction in ("expected_first", "predicted_first")
-    for detach in ("none", "expected", "predicted")
+    for detach in ("none", "expected", "predicted", "values")
 }
 LOSSES |= {
     f"poisson {name}": replace(loss, consistency="poisson") for name, loss in LOSSES.items() if "regulariser" in name

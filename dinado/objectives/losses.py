@@ -34,7 +34,7 @@ class LossWeights:
     value_ce: float = 0.0
     regulariser: float = 0.5
     direction: Literal["expected_first", "predicted_first"] = "expected_first"
-    detach: Literal["none", "expected", "predicted"] = "none"
+    detach: Literal["none", "expected", "predicted", "values"] = "none"
     consistency: Literal["bernoulli", "poisson"] = "bernoulli"
     overflow: float = 1.0
     path: float = 0.0
@@ -85,7 +85,7 @@ def oracle_loss(
         path_BT = log_root_B1 + ((log_r_BT - log_v_BT) * rows_BT).cumsum(1)
         path_B = _against_oracle(path_BT, score_B1, rows_BT, weights.path_loss).weighted(weights)
     # links_BT[i] ties the value before token i to the value after token i - 1.
-    first_BT, second_BT = _sides(log_v_BT[:, 1:], log_r_BT[:, :-1], weights)
+    first_BT, second_BT = _sides(log_v_BT, log_r_BT, weights)
     consistency_B = regulariser_B = (bernoulli_kl(first_BT, second_BT) * links_BT[:, 1:]).sum(1)
     if weights.consistency == "poisson":
         regulariser_B = (poisson_ce(second_BT, first_BT.exp()) * links_BT[:, 1:]).sum(1)
@@ -119,9 +119,13 @@ def _against_oracle(log_r_BT: Tensor, score_B1: Tensor, rows_BT: Tensor, loss: s
     return _Verdict(ce_BT.sum(1), (ce_BT * terminal_BT).sum(1), overflow_B)
 
 
-def _sides(expected: Tensor, predicted: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
-    """The arguments of the regulariser's divergence, in order."""
-    if weights.detach == "expected":
+def _sides(log_v_BT: Tensor, log_r_BT: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
+    """The arguments of the regulariser's divergence, in order, ``[B, T - 1]`` each."""
+    if weights.detach == "values":
+        # log R - log V is the log-ratio of the sampled token, whatever the parameterisation.
+        log_r_BT = log_v_BT.detach() + (log_r_BT - log_v_BT)
+    expected, predicted = log_v_BT[:, 1:], log_r_BT[:, :-1]
+    if weights.detach in ("expected", "values"):
         expected = expected.detach()
     elif weights.detach == "predicted":
         predicted = predicted.detach()
