@@ -23,19 +23,19 @@ RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
 EXPERIMENT = "commongen_smollm2"
 
 PUBLISHED = (
-    "objective.token_ce=0 objective.terminal_ce=1 objective.regulariser=1 objective.norm=linf "
-    "objective.masks=official targets.root=learned targets.positives_share=0"
+    "objective.token_ce=0 objective.terminal_ce=1 objective.value_ce=0 objective.regulariser=1 objective.detach=none "
+    "objective.consistency=bernoulli objective.norm=linf objective.masks=official targets.root=learned "
+    "targets.positives_share=0 optim.norm_steps=0"
 )
-NETWORK = "network.head=tied network.taps=[0,0.5,1]"
 ENTRIES = {
-    "sft on references": "method=sft parameters=lora sft_data=references",
-    "sft on positives": "method=sft parameters=lora",
-    "nado": f"method=nado parameters=network {NETWORK}",
-    "dinado_hard": "method=dinado_hard parameters=lora",
-    "dinado_soft": f"method=dinado_soft parameters=network {NETWORK}",
-    "dinado_merge": "method=dinado_merge parameters=lora",
-    "dinado_soft, published": f"method=dinado_soft parameters=network {PUBLISHED}",
-    "dinado_merge, published": f"method=dinado_merge parameters=lora {PUBLISHED}",
+    "sft on references": "method=sft sft_data=references",
+    "sft on positives": "method=sft",
+    "nado": "method=nado",
+    "dinado_hard": "method=dinado_hard",
+    "dinado_soft": "method=dinado_soft",
+    "dinado_merge": "method=dinado_merge",
+    "dinado_soft, published": f"method=dinado_soft {PUBLISHED} network.head=free network.taps=[1]",
+    "dinado_merge, published": f"method=dinado_merge {PUBLISHED} objective.norm_input=base objective.norm_taps=[1]",
 }
 COLUMNS = {
     "val/success": "success",
