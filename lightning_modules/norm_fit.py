@@ -22,15 +22,16 @@ from dinado.objectives.values import log_beta
 from lightning_modules.callbacks import GracefulStop
 
 if TYPE_CHECKING:
-    from datamodules.rollout_datamodule import RolloutDataModule
     from lightning_modules.base import OracleMethod
 
 
-def fit_norm(method: OracleMethod, data: RolloutDataModule) -> float:
+def fit_norm(method: OracleMethod, batches: Iterable[RolloutBatch]) -> float:
     """Train the norm head for ``optim.norm_steps`` steps; returns the cross entropy of the last tenth, in nats a token.
 
-    Every process takes its share of each step and gradients are summed, so the result does not depend on how many
-    there are.
+    Gradients are summed over processes, so the result does not depend on how many there are.
+
+    Args:
+        batches: what this process trains on in each step.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM; nothing has been trained yet that would be worth a checkpoint.
@@ -41,7 +42,6 @@ def fit_norm(method: OracleMethod, data: RolloutDataModule) -> float:
     optimizer = torch.optim.AdamW(trained, lr=lr, weight_decay=config.optim.weight_decay)
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
     stops = [callback for callback in method.trainer.callbacks if isinstance(callback, GracefulStop)]
-    batches: Iterable[RolloutBatch] = data.batches(0, steps)
     if config.trainer.progress and method.trainer.is_global_zero:
         batches = track(batches, "norm head first", total=steps, transient=True)
     history = []

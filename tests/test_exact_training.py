@@ -113,7 +113,7 @@ def test_fitting_the_norm_moves_the_norm_alone(tmp_path: Path) -> None:
     method = build_method(config, base)
     method._trainer = SimpleNamespace(callbacks=[], is_global_zero=True)  # type: ignore[assignment]
     before = {name: p.clone() for name, p in method.named_parameters()}
-    ce = fit_norm(method, data)
+    ce = fit_norm(method, data.batches(0, config.optim.norm_steps))
     moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all(name.startswith("norm_head.") for name in moved)
     # A norm that knew the success rate alone would be left with its entropy.
