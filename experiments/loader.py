@@ -29,6 +29,7 @@ SMALL = {
     "data.val_prompts": 2,
     "rollouts.per_prompt": 8,
     "optim.steps": 2,
+    "optim.norm_steps": 2,
     "trainer.val_every": 1,
     "trainer.log_every": 1,
     "trainer.checkpoint_every": 1,
