@@ -227,8 +227,6 @@ class OptimConfig:
     """AdamW weight decay, on matrices only."""
     betas: tuple[float, float] = (0.9, 0.95)
     """AdamW betas."""
-    eps: float = 1e-8
-    """AdamW epsilon. Towards the size of the gradients and above, noisy parameters stop taking full steps."""
     warmup: float = 0.05
     """Share of the steps over which the rate rises from 0."""
     schedule: Literal["constant", "linear", "cosine"] = "cosine"

@@ -38,7 +38,7 @@ SEED: Test = (lambda x: 0 <= x < 2**32, "must be from 0 to 4294967295")
 RANGES: dict[Test, str] = {
     SEED: "seed task.seed rollouts.seed",
     POSITIVE: "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
-    "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.eps optim.norm_lr "
+    "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
     "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "

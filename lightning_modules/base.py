@@ -162,7 +162,8 @@ class OracleMethod(L.LightningModule):
         """The norm head first, where that is asked for; a resumed run has done so before its checkpoint."""
         if self.config.optim.norm_steps and self.trainer.ckpt_path is None:
             data: Any = self.trainer.datamodule
-            norm_fit_ce = fit_norm(self, data.batches(0, self.config.optim.norm_steps))
+            parts = data.accumulation
+            norm_fit_ce = fit_norm(self, data.batches(0, self.config.optim.norm_steps, parts), parts)
             for logger in self.trainer.loggers:
                 logger.log_metrics({"norm/fit_ce": norm_fit_ce}, step=0)
 

@@ -25,13 +25,14 @@ if TYPE_CHECKING:
     from lightning_modules.base import OracleMethod
 
 
-def fit_norm(method: OracleMethod, batches: Iterable[RolloutBatch]) -> float:
+def fit_norm(method: OracleMethod, batches: Iterable[RolloutBatch], micro_batches: int = 1) -> float:
     """Train the norm head for ``optim.norm_steps`` steps; returns the cross entropy of the last tenth, in nats a token.
 
     Gradients are summed over processes, so the result does not depend on how many there are.
 
     Args:
-        batches: what this process trains on in each step.
+        batches: what this process trains on, step by step.
+        micro_batches: how many of them make a step.
 
     Raises:
         KeyboardInterrupt: on Ctrl-C or SIGTERM; nothing has been trained yet that would be worth a checkpoint.
@@ -43,22 +44,24 @@ def fit_norm(method: OracleMethod, batches: Iterable[RolloutBatch]) -> float:
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1.0 - step / steps)
     stops = [callback for callback in method.trainer.callbacks if isinstance(callback, GracefulStop)]
     if config.trainer.progress and method.trainer.is_global_zero:
-        batches = track(batches, "norm head first", total=steps, transient=True)
-    history = []
-    for batch in batches:
-        batch = batch.to(method.device)
-        loss, ce, tokens = _loss(method, batch)
-        optimizer.zero_grad()
+        batches = track(batches, "norm head first", total=steps * micro_batches, transient=True)
+    history, numbers = [], torch.zeros(3, device=method.device)
+    for index, batch in enumerate(batches, 1):
+        loss, ce, tokens = _loss(method, batch.to(method.device))
         loss.backward()
-        numbers = torch.stack([ce, tokens])
+        numbers += torch.stack([ce, tokens, ce.new_tensor(float(any(stop.received for stop in stops)))])
+        if index % micro_batches:
+            continue
         if dist.is_initialized():
             for tensor in (numbers, *(p.grad for p in trained if p.grad is not None)):
                 dist.all_reduce(tensor)
+        if numbers[2]:  # every process sees the sum, so all of them stop here
+            raise KeyboardInterrupt
         optimizer.step()
+        optimizer.zero_grad()
         schedule.step()
         history.append(float(numbers[0] / numbers[1]))
-        if any(stop.received for stop in stops):
-            raise KeyboardInterrupt
+        numbers.zero_()
     recent = history[-max(1, steps // 10) :]
     return sum(recent) / len(recent)
 

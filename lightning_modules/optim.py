@@ -28,7 +28,7 @@ def configure(settings: OptimConfig, scores: nn.Module, norm_head: nn.Module | N
             for params, decay in ((matrices, settings.weight_decay), (vectors, 0.0))
             if params
         ]
-    optimizer = AdamW(groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]), eps=settings.eps)
+    optimizer = AdamW(groups, lr=settings.lr, betas=(settings.betas[0], settings.betas[1]))
     scheduler = LambdaLR(optimizer, lambda step: rate(step, settings))
     return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -63,3 +63,20 @@ def write(tmp_path: Path) -> Callable[..., str]:
         return str(tmp_path / f"{name}.yaml")
 
     return to
+
+
+@pytest.fixture
+def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., object]:
+    """A script's ``main`` run in this process, which saves imports."""
+    from commands import Result
+
+    import generate
+    from experiments import cli
+
+    def call(script: object, *words: str) -> object:
+        settings = script is not generate
+        capsys.readouterr()
+        code = cli.run(script.main, script.__doc__, script.OPTIONS, settings, words)  # type: ignore[attr-defined]
+        return Result(code, *capsys.readouterr())
+
+    return call

@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections import Counter
-from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from lightning import LightningModule, Trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from torch import Tensor, nn
+from datamodule_case import (
+    TEXTS,
+    expected_rows,
+    make_config,
+    make_data,
+    markov_base,
+    rows_of,
+    steps,
+    words_task,
+)
 
 from datamodules.batching import BatchPlan, accumulation, held_out_batches
 from datamodules.rollout_datamodule import RolloutDataModule
@@ -22,107 +26,26 @@ from datamodules.rows import Rows
 from datamodules.stores import stores_of_run
 from datamodules.tasks import Task
 from dinado.batch import RolloutBatch
-from dinado.errors import CheckpointError, ConfigError, DataError, StoreError
+from dinado.errors import ConfigError, DataError, StoreError
 from dinado.models.base_lm import BaseLM
 from dinado.models.markov import build_markov
-from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
-from experiments.config import Config
-
-TEXTS = ["1", "2 3", "4", "3 3 1", "2"]
-
-
-class HasTwo(Oracle):
-    """1 where the word 2 occurs."""
-
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        return [float("2" in text.split()) for text in texts]
-
-
-def prompts(split: str) -> list[Prompt]:
-    return [
-        Prompt(f"{split}{i}", text, {"references": ["1 2", "2"]})
-        for i, text in enumerate(TEXTS if split == "train" else TEXTS[::-1])
-    ]
 
 
 @pytest.fixture(scope="module")
 def base() -> BaseLM:
-    return BaseLM(*build_markov(5, seed=3))
+    return markov_base()
 
 
 @pytest.fixture(scope="module")
 def task() -> Task:
-    return Task("brief", prompts("train"), prompts("val"), HasTwo(), has_references=True)
-
-
-def make_config(cache: Path, **settings: object) -> Config:
-    """Dots in a setting's name are written as two underscores."""
-    config = Config()
-    config.data.cache = str(cache)
-    config.rollouts.per_prompt, config.rollouts.max_new_tokens, config.rollouts.block_size = 14, 6, 2
-    config.eval.rollouts_per_prompt = 6
-    config.optim.batch_size, config.optim.rows_per_prompt, config.optim.steps = 16, 4, 9
-    for name, value in settings.items():
-        section, _, leaf = name.rpartition("__")
-        setattr(getattr(config, section) if section else config, leaf, value)
-    return config
+    return words_task()
 
 
 @pytest.fixture(scope="module")
 def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("cache")
-
-
-def make_data(
-    cache: Path, base: BaseLM, task: Task, rank: int = 0, world: int = 1, **settings: object
-) -> RolloutDataModule:
-    config = make_config(cache, **settings)
-    for store in stores_of_run(config, base, task):
-        if not store.is_complete():
-            collect(base, task.oracle, store)
-    data = RolloutDataModule(config, base, task)
-    data.trainer = SimpleNamespace(global_rank=rank, world_size=world)  # type: ignore[assignment]
-    data.setup("fit")
-    return data
-
-
-def rows_of(batch: RolloutBatch) -> list[tuple]:
-    """Rows of a batch as comparable values, without any padding."""
-    found = []
-    for row in range(batch.num_rows):
-        prompt = int(batch.prompt_of_row_B[row])
-        real_S, real_T = batch.prompt_mask_PS[prompt].bool(), batch.response_mask_BT[row].bool()
-        found.append(
-            (
-                tuple(batch.prompt_ids_PS[prompt][real_S].tolist()),
-                tuple(batch.response_BT[row][real_T].tolist()),
-                tuple(batch.log_p_BT[row][real_T].tolist()),
-                float(batch.score_B[row]),
-                float(batch.weight_B[row]),
-                float(batch.root_B[row]),
-            )
-        )
-    return found
-
-
-def expected_rows(data: RolloutDataModule, split: str = "train") -> list[tuple]:
-    rows = data.rows if split == "train" else data.val_rows
-    found = []
-    for row in range(len(rows)):
-        tokens, log_p = rows.response(row)
-        text = prompts(split)[rows.prompt_index_N[row]].text
-        numbers = (float(rows.score_N[row]), float(rows.weight_N[row]), float(rows.root_N[row]))
-        found.append((tuple(map(int, text.split())), tuple(tokens.tolist()), tuple(log_p.tolist()), *numbers))
-    return found
-
-
-def steps(data: RolloutDataModule) -> list[list[RolloutBatch]]:
-    """The micro-batches of each optimiser step."""
-    batches = list(data.train_dataloader())
-    assert len(batches) == len(data.train_dataloader())
-    return [batches[i : i + data.accumulation] for i in range(0, len(batches), data.accumulation)]
 
 
 @pytest.mark.parametrize("weights", ["uniform", "importance"])
@@ -348,84 +271,3 @@ def test_accumulation(batch: int, micro: int | None, world: int, expected: int) 
 def test_steps_that_cannot_be_shared_out(batch: int, micro: int | None, world: int) -> None:
     with pytest.raises(ConfigError, match=r"optim\.(batch_size|micro_batch)="):
         accumulation(batch, micro, world)
-
-
-class Recorder(LightningModule):
-    """Remembers the rows it was trained on; the one weight depends on their order."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.weight = nn.Parameter(torch.zeros(()))
-        self.seen: list[list[tuple]] = []
-        self.val_rows = 0
-
-    def training_step(self, batch: RolloutBatch, index: int) -> Tensor:
-        self.seen.append(rows_of(batch))
-        value = (batch.log_p_BT.sum(1) * batch.weight_B).sum() / batch.weight_total
-        return (self.weight - value).square()
-
-    def validation_step(self, batch: RolloutBatch, index: int) -> None:
-        self.val_rows += batch.num_rows
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        assert math.isfinite(self.trainer.estimated_stepping_batches)  # asking this once lost the position of loaders
-        return torch.optim.SGD(self.parameters(), lr=0.1)
-
-
-def fit(data: RolloutDataModule, folder: Path, max_steps: int, ckpt: Path | None = None) -> Recorder:
-    model = Recorder()
-    trainer = Trainer(
-        max_steps=max_steps,
-        accelerator="cpu",
-        accumulate_grad_batches=data.accumulation,
-        val_check_interval=2 * data.accumulation,
-        check_val_every_n_epoch=None,
-        use_distributed_sampler=False,
-        logger=False,
-        callbacks=[ModelCheckpoint(folder, "{step}", every_n_train_steps=5, save_top_k=-1)],
-        enable_progress_bar=False,
-        enable_model_summary=False,
-        default_root_dir=folder,
-    )
-    trainer.fit(model, data, ckpt_path=ckpt, weights_only=True if ckpt else None)
-    assert trainer.global_step == max_steps
-    trainer.save_checkpoint(folder / f"stopped-{max_steps}.ckpt")
-    return model
-
-
-@pytest.mark.filterwarnings("error:.*not resumable.*")
-@pytest.mark.filterwarnings("ignore:The dirpath has changed")
-@pytest.mark.parametrize("micro", [4, None])
-def test_a_resumed_run_sees_exactly_the_remaining_batches(
-    shared_cache: Path, base: BaseLM, task: Task, micro: int | None, tmp_path: Path
-) -> None:
-    def data() -> RolloutDataModule:
-        return make_data(shared_cache, base, task, optim__micro_batch=micro)
-
-    whole = fit(data(), tmp_path / "whole", 9)
-    first = fit(data(), tmp_path / "first", 5)
-    assert len(whole.seen) == 9 * (16 // (micro or 16))
-    # Written on the way, and after training was stopped.
-    for path in (tmp_path / "whole" / "step=5.ckpt", tmp_path / "first" / "stopped-5.ckpt"):
-        second = fit(data(), tmp_path / "second", 9, path)
-        assert first.seen + second.seen == whole.seen
-        assert torch.equal(second.weight, whole.weight) and whole.weight != first.weight
-    # Sanity check (2 batches at most), then after steps 2, 4, 6 and 8.
-    assert whole.val_rows >= 4 * 30
-
-
-@pytest.mark.parametrize(
-    "change", [{"seed": 1}, {"optim__batch_size": 8}, {"optim__rows_per_prompt": 2}, {"optim__micro_batch": 8}]
-)
-def test_a_checkpoint_of_other_batches_is_refused(shared_cache: Path, base: BaseLM, task: Task, change: dict) -> None:
-    data = make_data(shared_cache, base, task)
-    batches = iter(data.train_dataloader())
-    for _ in range(3):
-        next(batches)
-    state = data.state_dict()
-    assert state["steps_done"] == 3
-    with pytest.raises(CheckpointError, match="cannot go on with the same batches"):
-        make_data(shared_cache, base, task, **change).load_state_dict(state)
-    other = make_data(shared_cache, base, task, optim__steps=20)
-    other.load_state_dict(state)
-    assert rows_of(next(iter(other.train_dataloader()))) == rows_of(next(batches))

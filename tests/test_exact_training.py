@@ -5,6 +5,7 @@ An untrained model closes no gap at all, so each bound is a distance that only t
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,6 +18,7 @@ from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.tasks import build_task
 from experiments import loader
 from experiments.run_folder import RunFolder
+from lightning_modules.base import OracleMethod
 from lightning_modules.build import build_method
 from lightning_modules.norm_fit import fit_norm
 from lightning_modules.restore import build_base
@@ -48,6 +50,16 @@ def outcome(tmp_path: Path, experiment: str, *words: str) -> dict[str, float]:
         return train(loaded.config, folder, resume=False, quiet=True).metrics
 
 
+def prepared(experiment: str, words: list[str]) -> tuple[OracleMethod, RolloutDataModule]:
+    """A method that has not trained yet, and its batches."""
+    config = loader.load(experiment, words).config
+    base, task = build_base(config), build_task(config)
+    prepare_rollouts(config, base, task)
+    data = RolloutDataModule(config, base, task)
+    data.setup("fit")
+    return build_method(config, base), data
+
+
 @pytest.mark.parametrize("method", ["nado", "dinado_soft", "dinado_merge", "dinado_hard", "sft"])
 def test_markov_world(tmp_path: Path, method: str) -> None:
     lr = "3e-3" if method == "sft" else "1e-2"
@@ -75,12 +87,7 @@ def test_adapters_of_a_transformer(tmp_path: Path, method: str) -> None:
 def test_the_norm_does_not_shape_the_policy(tmp_path: Path) -> None:
     """Merge reads the norm from states that are not the norm's to change: on a network, of the network itself."""
     words = [*SMALL, "method=dinado_merge", "rollouts.per_prompt=64", f"data.cache={tmp_path}"]
-    config = loader.load("exact_world", words).config
-    base, task = build_base(config), build_task(config)
-    prepare_rollouts(config, base, task)
-    data = RolloutDataModule(config, base, task)
-    data.setup("fit")
-    method = build_method(config, base)
+    method, data = prepared("exact_world", words)
     torch.nn.init.normal_(method.norm_head.out.weight)
     batch = next(iter(data.train_dataloader()))
     scored = method.scores(batch, method.needs)
@@ -102,18 +109,31 @@ def test_ratios_learn_from_a_norm_that_was_fitted_first(tmp_path: Path, norm_inp
     assert metrics["val/gap_closed"] > 0.6
 
 
+@pytest.mark.parametrize("method", ["nado", "dinado_soft"])
+def test_the_path_alone_may_drive_the_ratios(tmp_path: Path, method: str) -> None:
+    words = ["objective.regulariser=0", "objective.path=3", "objective.path_loss=poisson", "network.width=32"]
+    metrics = outcome(tmp_path, "exact_world", f"method={method}", *words, "task.rarity=0.5", "optim.lr=1e-2")
+    # Without the path and the regulariser these stay below 0.2.
+    assert metrics["val/gap_closed"] > 0.6
+    assert metrics["train/path_ce"] > 0
+
+
+def test_training_numbers_are_written_every_so_many_steps(tmp_path: Path) -> None:
+    words = ["method=dinado_hard", "parameters=lora", "optim.steps=7", "trainer.log_every=3", "rollouts.per_prompt=100"]
+    outcome(tmp_path, "exact_gpt2", *words)
+    (log,) = tmp_path.glob("runs/*/*/metrics.jsonl")
+    lines = [json.loads(line) for line in log.read_text().splitlines()]
+    # Steps count from 0; the last line is the final table.
+    assert [line["step"] for line in lines if "train/loss" in line] == [2, 5, 7]
+
+
 def test_fitting_the_norm_moves_the_norm_alone(tmp_path: Path) -> None:
     words = [*SMALL, "method=dinado_merge", "parameters=lora", *CRITIC.split(), "optim.norm_lr=2e-2"]
     words += ["optim.norm_steps=150", f"data.cache={tmp_path}"]
-    config = loader.load("exact_gpt2", words).config
-    base, task = build_base(config), build_task(config)
-    prepare_rollouts(config, base, task)
-    data = RolloutDataModule(config, base, task)
-    data.setup("fit")
-    method = build_method(config, base)
+    method, data = prepared("exact_gpt2", words)
     method._trainer = SimpleNamespace(callbacks=[], is_global_zero=True)  # type: ignore[assignment]
     before = {name: p.clone() for name, p in method.named_parameters()}
-    ce = fit_norm(method, data.batches(0, config.optim.norm_steps))
+    ce = fit_norm(method, data.batches(0, 150))
     moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all(name.startswith("norm_head.") for name in moved)
     # A norm that knew the success rate alone would be left with its entropy.

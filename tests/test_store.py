@@ -13,8 +13,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from store_case import PROMPTS, Contains, content, make_spec, make_store, rows
 
-from dinado.errors import DataError, OracleError, StoreError
+from dinado.errors import DataError, StoreError
 from dinado.models.base_lm import BaseLM
 from dinado.models.markov import build_markov
 from dinado.oracles import Oracle
@@ -22,67 +23,13 @@ from dinado.prompt import Prompt
 from dinado.rollouts import collect as collecting
 from dinado.rollouts.collect import Progress, collect, progress_bar
 from dinado.rollouts.proposal import Proposal
-from dinado.rollouts.spec import StoreSpec
 from dinado.rollouts.store import RolloutStore
-from dinado.rollouts.table import Rollouts, store_summary
-
-PROMPTS = tuple(Prompt(f"p{i}", str(1 + i % 4), {"wanted": str(1 + i % 3)}) for i in range(7))
-
-
-class Contains(Oracle):
-    """1 where the text has the prompt's wanted word, or the last word given here."""
-
-    def __init__(self, word: str | None = None) -> None:
-        self.word = word
-
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        return [
-            float((self.word or prompt.data["wanted"]) in text.split())
-            for prompt, text in zip(prompts, texts, strict=True)
-        ]
-
-
-class FailsOn(Contains):
-    """NaN for one prompt."""
-
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        scores = super().score(prompts, texts)
-        return [float("nan") if p.id == "p4" else s for p, s in zip(prompts, scores, strict=True)]
+from dinado.rollouts.table import store_summary
 
 
 @pytest.fixture(scope="module")
 def base() -> BaseLM:
     return BaseLM(*build_markov(5, seed=3))
-
-
-def make_spec(base: BaseLM, **changes: object) -> StoreSpec:
-    settings: dict = dict(prompts=PROMPTS, split="train", per_prompt=5, max_new_tokens=6, block_size=2, seed=0)
-    return StoreSpec(base=base.fingerprint, **(settings | changes))
-
-
-def make_store(
-    cache: Path, base: BaseLM, oracle: Oracle | None = None, truncated: str = "fail", **changes: object
-) -> RolloutStore:
-    fingerprint = (oracle or Contains()).fingerprint
-    return RolloutStore(cache, make_spec(base, **changes), fingerprint, truncated)  # type: ignore[arg-type]
-
-
-def content(store: RolloutStore) -> dict[str, bytes]:
-    """Every file of a store."""
-    files = (path for path in store.folder.rglob("*") if path.is_file())
-    return {str(path.relative_to(store.folder)): path.read_bytes() for path in files}
-
-
-def rows(rollouts: Rollouts) -> list[tuple]:
-    return [
-        (
-            int(rollouts.prompt_index_N[i]),
-            rollouts.response(i)[0].tolist(),
-            rollouts.text(i),
-            float(rollouts.score_N[i]),
-        )
-        for i in range(len(rollouts))
-    ]
 
 
 @pytest.fixture(scope="module")
@@ -261,97 +208,6 @@ def test_a_process_does_only_its_own_blocks_and_waits_for_others(cache: Path, ba
     collect(base, Contains(), store, rank=1, world_size=2)
     waiting.join(5)
     assert not waiting.is_alive()
-
-
-def truncate(data: bytes) -> bytes:
-    return data[: len(data) // 2]
-
-
-def empty(data: bytes) -> bytes:
-    return b""
-
-
-def flip(position: float) -> Callable[[bytes], bytes]:
-    def change(data: bytes) -> bytes:
-        index = min(int(position * len(data)), len(data) - 1)
-        return data[:index] + bytes([data[index] ^ 1]) + data[index + 1 :]
-
-    return change
-
-
-FLIPS = [flip(0.0), flip(0.3), flip(0.5), flip(0.9), flip(1.0)]
-
-
-@pytest.mark.parametrize(
-    ("name", "damage"),
-    [
-        *[("block-00001.arrow", damage) for damage in (truncate, empty, *FLIPS)],
-        *[("scores-*/block-00001.arrow", damage) for damage in (truncate, empty, *FLIPS)],
-        # In the file of checksums only the checksum counts, the name after it is for people.
-        *[("block-00001.arrow.sha256", damage) for damage in (truncate, empty, flip(0.0), flip(0.5))],
-    ],
-)
-def test_damage_is_found_reported_and_repaired(
-    cache: Path, base: BaseLM, whole: dict, name: str, damage: Callable, caplog: pytest.LogCaptureFixture
-) -> None:
-    store = make_store(cache, base)
-    collect(base, Contains(), store)
-    (path,) = (store.folder / "round-000").glob(name)
-    path.write_bytes(damage(path.read_bytes()))
-    caplog.clear()
-    with pytest.raises(StoreError, match="lacks 1 of 4 blocks"):
-        make_store(cache, base).read()
-    assert [record.message.count("\n") for record in caplog.records] == [0]
-    assert "block-00001.arrow is damaged" in caplog.text
-    collect(base, Contains(), store)
-    assert content(store) == whole
-
-
-def test_scores_of_other_texts_are_not_used(cache: Path, base: BaseLM) -> None:
-    """A score file belongs to the very texts it judged."""
-    store, other = make_store(cache, base), make_store(cache, base, seed=1)
-    for each in (store, other):
-        collect(base, Contains(), each)
-    for suffix in ("", ".sha256"):
-        name = f"round-000/block-00001.arrow{suffix}"
-        (store.folder / name).write_bytes((other.folder / name).read_bytes())
-    assert store.missing_blocks() == [1]
-
-
-def test_another_oracle_scores_the_same_texts(cache: Path, base: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
-    collect(base, Contains(), make_store(cache, base))
-    monkeypatch.setattr(collecting, "sample", lambda *args: pytest.fail("sampled again"))
-    oracle = Contains("2")
-    other = make_store(cache, base, oracle)
-    assert other.missing_blocks() == [0, 1, 2, 3]
-    collect(base, oracle, other)
-    expected = [float("2" in row[2].split() and row[1][-1] == 0) for row in rows(other.read())]
-    assert other.read().score_N.tolist() == expected
-    assert make_store(cache, base).is_complete()
-
-
-def test_what_the_oracle_knows_about_a_prompt_is_part_of_the_scores(cache: Path, base: BaseLM) -> None:
-    collect(base, Contains(), make_store(cache, base))
-    renamed = (Prompt("p0", PROMPTS[0].text, {"wanted": "4"}), *PROMPTS[1:])
-    store = make_store(cache, base, prompts=renamed)
-    assert store.has_texts(0) and not store.has_scores(0)
-
-
-def test_a_failing_oracle_loses_nothing(
-    cache: Path, base: BaseLM, whole: dict, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    oracle = FailsOn()
-    store = make_store(cache, base, oracle)
-    with pytest.raises(OracleError, match=r"'p4'.*text"):
-        collect(base, oracle, store)
-    assert [store.has_texts(block) for block in range(4)] == [True, True, True, False]
-    assert store.missing_blocks() == [2, 3]
-    sampled = []
-    real = collecting.sample
-    monkeypatch.setattr(collecting, "sample", lambda *args: sampled.append(1) or real(*args))
-    collect(base, Contains(), make_store(cache, base))
-    assert len(sampled) == 1
-    assert content(store).items() >= whole.items()
 
 
 @pytest.mark.parametrize("truncated", ["fail", "score", "drop"])

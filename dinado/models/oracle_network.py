@@ -101,8 +101,8 @@ class OracleNetwork(nn.Module):
 class NormHead(nn.Module):
     """Logit of the step-wise norm from states: Linear, ReLU, Linear without bias; 0 when training starts.
 
-    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)). What has been written so far, and what is missing, is
-    easier to read from the middle of a language model than from its last layer, so the head takes several depths.
+    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)). It may read several
+    depths: the last layer is about the next token, and what has been written so far may show better below it.
 
     Args:
         width: D of each state.
