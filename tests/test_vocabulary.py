@@ -80,18 +80,24 @@ def test_log_q_is_the_normalised_product(link: str) -> None:
     torch.testing.assert_close(case.statistics(link).log_q.double(), expected, rtol=1e-4, atol=2e-5)
 
 
+@pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("chunk", [10**6, V])
-def test_token_log_probs(chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_token_log_probs(chunk: int, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk)
     case = Case()
-    found = token_log_probs(case.own_BTE, case.own_head, case.tokens_BT, case.mask_BT)
+    head, trained = case.own_head, case.trained
+    if frozen:
+        head, trained = head._replace(weight_VD=head.weight_VD.detach(), bias_V=head.bias_V.detach()), trained[:1]
+    found = token_log_probs(case.own_BTE, head, case.tokens_BT, case.mask_BT)
     u = 1.3 * (case.own_BTE.double() @ case.own_weight.T.double() + case.own_bias.double())
     exact = u.log_softmax(-1).gather(-1, case.tokens_BT[..., None])[..., 0] * case.mask_BT
     torch.testing.assert_close(found.double(), exact, rtol=1e-5, atol=1e-5)
     weight_BT = torch.linspace(1, 2, B * T).view(B, T)
-    ours = torch.autograd.grad((found * weight_BT).sum(), case.trained)
-    for a, b in zip(ours, torch.autograd.grad((exact * weight_BT).sum(), case.trained), strict=True):
+    ours = torch.autograd.grad((found * weight_BT).sum(), trained)
+    for a, b in zip(ours, torch.autograd.grad((exact * weight_BT).sum(), trained), strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
+    with torch.no_grad():
+        assert torch.equal(token_log_probs(case.own_BTE, head, case.tokens_BT, case.mask_BT), found)
 
 
 def test_the_padding_may_hold_anything() -> None:

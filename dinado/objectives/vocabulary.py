@@ -9,10 +9,12 @@ Axes: N response tokens (padding left out), B rollouts, T response tokens, V voc
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from collections.abc import Iterator
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
@@ -82,21 +84,20 @@ def vocabulary_statistics(
     """
     keep_BT = mask_BT.bool()
     base_ND, score_NE, tokens_N = base_hidden_BTD[keep_BT], score_hidden_BTE[keep_BT], tokens_BT[keep_BT]
-    rows = max(1, CHUNK_ELEMENTS // base_head.weight_VD.shape[0])
     parts = [
         checkpoint(
             _reduce,
-            base_ND[start : start + rows],
+            base_ND[rows],
             base_head,
-            score_NE[start : start + rows],
+            score_NE[rows],
             score_head,
-            tokens_N[start : start + rows],
+            tokens_N[rows],
             link,
             maximum,
             support,
             use_reentrant=False,
         )
-        for start in range(0, len(tokens_N), rows)
+        for rows in _chunks(len(tokens_N), base_head)
     ]
     filled = [_scatter(torch.cat(column), keep_BT) for column in zip(*parts, strict=True)]
     log_p, score, log_mean = filled[:3]
@@ -107,17 +108,57 @@ def token_log_probs(hidden_BTD: Tensor, head: Head, tokens_BT: Tensor, mask_BT: 
     """log softmax(head(hidden))[token], ``[B, T]`` float32, 0 on padding; chunked like the statistics."""
     keep_BT = mask_BT.bool()
     hidden_ND, tokens_N = hidden_BTD[keep_BT], tokens_BT[keep_BT]
-    rows = max(1, CHUNK_ELEMENTS // head.weight_VD.shape[0])
-
-    def reduce(hidden_nD: Tensor, tokens_n: Tensor) -> Tensor:
-        logits_nV = head.logits(hidden_nD)
-        return logits_nV.gather(1, tokens_n[:, None])[:, 0] - logits_nV.logsumexp(1)
-
+    if not _is_trained(head):
+        return _scatter(_FrozenHeadLogProbs.apply(hidden_ND, tokens_N, head), keep_BT)
     parts = [
-        checkpoint(reduce, hidden_ND[i : i + rows], tokens_N[i : i + rows], use_reentrant=False)
-        for i in range(0, len(tokens_N), rows)
+        checkpoint(_log_probs, hidden_ND[rows], head, tokens_N[rows], use_reentrant=False)
+        for rows in _chunks(len(tokens_N), head)
     ]
     return _scatter(torch.cat(parts), keep_BT)
+
+
+class _FrozenHeadLogProbs(torch.autograd.Function):
+    """Log-probabilities of tokens, with their derivative d log q / dh = (W[token] - q W) * scale formed on the way.
+
+    Nothing is recomputed in the backward pass: two products with the vocabulary instead of three.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, hidden_ND: Tensor, tokens_N: Tensor, head: Head) -> Tensor:
+        log_q_N = torch.empty(len(tokens_N), dtype=torch.float32, device=hidden_ND.device)
+        slope_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for rows in _chunks(len(tokens_N), head):
+            tokens_n = tokens_N[rows]
+            logits_nV = head.logits(hidden_ND[rows])
+            log_z_n1 = logits_nV.logsumexp(1, keepdim=True)
+            log_q_N[rows] = (logits_nV.gather(1, tokens_n[:, None]) - log_z_n1)[:, 0]
+            if slope_ND is not None:
+                q_nV = logits_nV.sub_(log_z_n1).exp_().to(head.weight_VD.dtype)
+                slope_ND[rows] = ((head.weight_VD[tokens_n] - q_nV @ head.weight_VD) * head.scale).to(slope_ND.dtype)
+        if slope_ND is not None:
+            ctx.save_for_backward(slope_ND)
+        return log_q_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
+        (slope_ND,) = ctx.saved_tensors
+        return (grad_N[:, None] * slope_ND).to(slope_ND.dtype), None, None
+
+
+def _log_probs(hidden_ND: Tensor, head: Head, tokens_N: Tensor) -> Tensor:
+    logits_NV = head.logits(hidden_ND)
+    return logits_NV.gather(1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(1)
+
+
+def _is_trained(head: Head) -> bool:
+    return head.weight_VD.requires_grad or (head.bias_V is not None and head.bias_V.requires_grad)
+
+
+def _chunks(num_tokens: int, head: Head) -> Iterator[slice]:
+    """Rows whose logits are formed at once."""
+    rows = max(1, CHUNK_ELEMENTS // head.weight_VD.shape[0])
+    return (slice(start, start + rows) for start in range(0, num_tokens, rows))
 
 
 def apply_link(link: Link, score_logits_NV: Tensor, log_p_NV: Tensor) -> Tensor:
