@@ -141,8 +141,8 @@ class TargetConfig:
     """Share of accepted rollouts in every optimiser step; 0 takes rollouts as they come. Helps where the oracle is
     rare."""
     reweight: bool = True
-    """Undo `positives_share` by weights, so that the loss keeps its expectation. Without, accepted and rejected
-    rollouts count alike: terminal losses of telescoped values keep their optimum, every other term is tilted."""
+    """Undo `positives_share` by weights, so that the loss keeps its expectation. Without, accepted and rejected rollouts
+    count alike: the terminal losses of telescoped values keep their optimum, every other term is tilted."""
 
 
 @dataclass
@@ -199,8 +199,6 @@ class NetworkConfig:
     """Depths of the base that are read, as fractions: 0 the token embeddings, 1 the last layer."""
     head: Literal["free", "tied"] = "free"
     """Vocabulary head: a matrix of its own, or the base's output embeddings behind a learned projection."""
-    pointer: bool = False
-    """Let it raise or lower the tokens of the prompt and of the text so far, and their neighbours (tied head only)."""
 
 
 @dataclass
