@@ -203,7 +203,7 @@ class RolloutDataModule(LightningDataModule):
         return BatchPlan(self.rows, use_N, optim.batch_size, optim.rows_per_prompt, self.config.seed)
 
     def _stratified(self) -> BatchPlan | StratifiedPlan:
-        """A fixed number of accepted rollouts in every step, reweighted to keep the loss's expectation if asked for."""
+        """A fixed number of accepted rollouts in every step, everything reweighted to keep the loss's expectation."""
         optim, share = self.config.optim, self.config.targets.positives_share
         accepted_N = self.rows.score_N > POSITIVE_ABOVE
         strata = [np.flatnonzero(accepted_N), np.flatnonzero(~accepted_N)]
@@ -215,9 +215,8 @@ class RolloutDataModule(LightningDataModule):
                     f"targets.positives_share={share} asks for {count} {name} rollouts in a step and there are "
                     f"{len(rows_N)}; change it, lower optim.batch_size, or raise rollouts.per_prompt"
                 )
-        if self.config.targets.reweight:
-            for rows_N, weight in zip(strata, stratum_weights(strata, counts), strict=True):
-                self.rows.weight_N[rows_N] *= weight
+        for rows_N, weight in zip(strata, stratum_weights(strata, counts), strict=True):
+            self.rows.weight_N[rows_N] *= weight
         return StratifiedPlan(self.rows, strata, counts, optim.rows_per_prompt, self.config.seed)
 
     def _check_enough(self, count: int) -> None:

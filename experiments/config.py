@@ -138,11 +138,8 @@ class TargetConfig:
     root: Literal["learned", "store"] = "learned"
     """Success rate of a prompt, R(c): learned by the norm head, or known from the prompt's own K rollouts."""
     positives_share: float = 0.0
-    """Share of accepted rollouts in every optimiser step; 0 takes rollouts as they come. Helps where the oracle is
-    rare."""
-    reweight: bool = True
-    """Undo `positives_share` by weights, so that the loss keeps its expectation. Without, accepted and rejected rollouts
-    count alike: the terminal losses of telescoped values keep their optimum, every other term is tilted."""
+    """Share of accepted rollouts in every optimiser step, reweighted so that the loss keeps its expectation; 0 takes
+    rollouts as they come. Helps where the oracle is rare."""
 
 
 @dataclass

@@ -185,8 +185,6 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "targets.root": (method == "sft" or (method == "nado" and not config.objective.path))
         and f"{method} has no norm to tie to it",
         "targets.positives_share": method == "sft" and "method=sft sees accepted rollouts only",
-        "targets.reweight": (method == "sft" or not config.targets.positives_share)
-        and "it belongs to targets.positives_share above 0",
         "optim.norm_steps": (not soft or (method == "dinado_merge" and trained == "network"))
         and "it belongs to dinado_soft, and to dinado_merge where it adapts the base",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
