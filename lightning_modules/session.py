@@ -102,7 +102,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
 
 
 def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:
-    """The method's row, the reference rows under their own prefixes, and sample texts beside them on disk."""
+    """The method's row, the reference rows under their own prefixes, and every sample beside them on disk."""
     metrics = dict(report.rows[config.method])
     for label, prefix in (("base", "base"), *((k, "best_of_n") for k in report.rows if k.startswith("best of"))):
         metrics |= {f"{prefix}/{key.removeprefix('val/')}": value for key, value in report.rows[label].items()}
@@ -110,7 +110,7 @@ def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:
         samples = folder.path / "samples"
         samples.mkdir(exist_ok=True)
         for name, records in (("before", report.before), ("after", report.after)):
-            lines = [json.dumps(record) for record in first_samples(records, len(records.texts))]
+            lines = [json.dumps(record) for record in records.records()]
             (samples / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (folder.path / "table.json").write_text(json.dumps(report.rows, indent=2) + "\n", encoding="utf-8")
     return metrics

@@ -219,7 +219,10 @@ def test_final_numbers_agree_with_each_other(finished: tuple) -> None:
     assert 0 < m["base/success"] < 1
     assert (run.path / "samples" / "before.jsonl").is_file()
     after = [json.loads(line) for line in (run.path / "samples" / "after.jsonl").read_text().splitlines()]
-    assert after and {"prompt", "text", "score", "finished"} <= after[0].keys()
+    assert {"prompt", "text", "score", "finished", "log_q", "log_p"} <= after[0].keys()
+    assert sum(record["score"] for record in after) / len(after) == pytest.approx(m["val/success"])
+    kl = sum(record["log_q"] - record["log_p"] for record in after) / len(after)
+    assert kl == pytest.approx(m["val/kl_from_base"], abs=1e-6)
 
 
 def test_evaluation_does_not_depend_on_the_state_it_finds(finished: tuple) -> None:

@@ -49,6 +49,16 @@ class JudgedSamples:
             groups.setdefault(prompt.id, []).append(value)
         return list(groups.values())
 
+    def records(self) -> list[dict[str, object]]:
+        """Every sample as a plain record; ``log_p`` and ``log_q`` in nats."""
+        names = ("texts", "score", "finished", "log_q", "log_p")
+        columns = zip(*(getattr(self, name) for name in names), strict=True)
+        keys = ("text", *names[1:])
+        return [
+            {"prompt": prompt.text} | dict(zip(keys, row, strict=True))
+            for prompt, row in zip(self.prompts, columns, strict=True)
+        ]
+
     def add(self, other: JudgedSamples) -> None:
         """Append rows."""
         for name, values in vars(other).items():

@@ -52,16 +52,10 @@ def print_samples(console: Console, before: JudgedSamples, after: JudgedSamples,
 
 def first_samples(samples: JudgedSamples, count: int) -> list[dict[str, object]]:
     """The first draw for each of some prompts, as plain records."""
-    records: dict[str, dict[str, object]] = {}
-    for index, prompt in enumerate(samples.prompts):
-        if prompt.id not in records and len(records) < count:
-            records[prompt.id] = {
-                "prompt": prompt.text,
-                "text": samples.texts[index],
-                "score": samples.score[index],
-                "finished": samples.finished[index],
-            }
-    return list(records.values())
+    first: dict[str, dict[str, object]] = {}
+    for prompt, record in zip(samples.prompts, samples.records(), strict=True):
+        first.setdefault(prompt.id, record)
+    return list(first.values())[:count]
 
 
 def _cell(row: Row, key: str) -> str:
