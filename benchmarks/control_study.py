@@ -5,7 +5,9 @@
     python benchmarks/control_study.py optim.steps=40         settings for every run
 
 Runs ``train.py commongen_smollm2`` once for each method and seed, skips what the results file holds already, and
-writes docs/results/commongen_smollm2.json and .md after every run.
+writes docs/results/commongen_smollm2.json and .md after every run. A row's difference in success from fine-tuning on
+accepted rollouts is taken prompt by prompt, over the seeds that both have, with its 95 % interval over prompts.
+Several of these may run side by side with different --only or --seeds: results are read again before they are written.
 """
 
 from __future__ import annotations
@@ -16,9 +18,17 @@ import math
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
 
 ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from dinado.metrics.intervals import paired_difference  # noqa: E402
+
 RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
 EXPERIMENT = "commongen_smollm2"
 
@@ -27,9 +37,10 @@ PUBLISHED = (
     "objective.consistency=bernoulli objective.norm=linf objective.masks=official targets.root=learned "
     "targets.positives_share=0 optim.norm_steps=0"
 )
+BASELINE = "sft on positives"
 ENTRIES = {
     "sft on references": "method=sft sft_data=references",
-    "sft on positives": "method=sft",
+    BASELINE: "method=sft",
     "nado": "method=nado",
     "dinado_hard": "method=dinado_hard",
     "dinado_soft": "method=dinado_soft",
@@ -54,7 +65,7 @@ COLUMNS = {
 def main() -> int:
     """Run what is missing, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", type=int, default=3, help="seeds 0 .. N - 1")
+    parser.add_argument("--seeds", default="3", help="how many, from 0 on, or a list such as 0,2 or 1,")
     parser.add_argument("--only", default="", help="comma-separated rows of the table")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object at the end")
     parser.add_argument("settings", nargs="*", help="key=value for every run")
@@ -62,64 +73,89 @@ def main() -> int:
     names = [name.strip() for name in arguments.only.split(",") if name.strip()] or list(ENTRIES)
     if unknown := [name for name in names if name not in ENTRIES]:
         parser.error(f"unknown row {unknown[0]!r}; there are: {', '.join(ENTRIES)}")
-    results = json.loads(RESULTS.read_text()) if RESULTS.exists() else {"command": "", "runs": []}
-    results["command"] = f"python benchmarks/control_study.py {' '.join(arguments.settings)}".strip()
-    done = {(run["row"], run["seed"], run["settings"]) for run in results["runs"]}
-    todo = [(name, seed) for seed in range(arguments.seeds) for name in names]
+    todo = [(name, seed) for seed in seeds(arguments.seeds) for name in names]
     for number, (name, seed) in enumerate(todo, 1):
         settings = " ".join([ENTRIES[name], *arguments.settings])
-        if (name, seed, settings) in done:
+        if (name, seed, settings) in {(run["row"], run["seed"], run["settings"]) for run in stored()}:
             continue
         print(f"[{number}/{len(todo)}] {name}, seed {seed}", flush=True)
         started = time.monotonic()
-        metrics = run_one(settings.split(), seed)
-        minutes = (time.monotonic() - started) / 60
-        results["runs"].append(
-            {"row": name, "seed": seed, "settings": settings, "minutes": round(minutes, 1), "metrics": metrics}
-        )
-        RESULTS.parent.mkdir(parents=True, exist_ok=True)
-        RESULTS.write_text(json.dumps(results, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(table(results["runs"]))
-    print(table(results["runs"]))
+        measured = run_one(settings.split(), seed)
+        minutes = round((time.monotonic() - started) / 60, 1)
+        store({"row": name, "seed": seed, "settings": settings, "minutes": minutes, **measured})
+    runs = stored()
+    print(table(runs))
     if arguments.json:
-        print(json.dumps(results))
+        print(json.dumps(runs))
     return 0
 
 
-def run_one(settings: list[str], seed: int) -> dict[str, float | None]:
-    """Final metrics of one training run."""
+def seeds(text: str) -> list[int]:
+    """``3`` is 0, 1, 2; ``0,2`` is itself."""
+    return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
+
+
+def stored() -> list[dict[str, Any]]:
+    """Runs that have been measured."""
+    return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+
+
+def store(run: dict[str, Any]) -> None:
+    """Add a run, and rewrite the table."""
+    RESULTS.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(RESULTS) + ".lock"):
+        runs = [*stored(), run]
+        RESULTS.write_text(json.dumps({"command": "python benchmarks/control_study.py", "runs": runs}, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(table(runs))
+
+
+def run_one(settings: list[str], seed: int) -> dict[str, Any]:
+    """Final metrics of one training run, and the success of every held-out prompt."""
     command = [sys.executable, "train.py", EXPERIMENT, f"seed={seed}", *settings, "trainer.progress=false", "--json"]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if finished.returncode:
         raise SystemExit(f"{' '.join(command)} ended with {finished.returncode}")
     metrics = json.loads(finished.stdout.splitlines()[-1])
-    return {key: value for key, value in metrics.items() if key != "run_dir"}
+    samples = ROOT / metrics.pop("run_dir") / "samples" / "after.jsonl"
+    scores: dict[str, list[float]] = {}
+    for record in map(json.loads, samples.read_text(encoding="utf-8").splitlines()):
+        scores.setdefault(record["prompt"], []).append(record["score"])
+    return {"metrics": metrics, "success_by_prompt": [mean(values) for values in scores.values()]}
 
 
-def table(runs: list[dict]) -> str:
+def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: mean over seeds, and the standard deviation over seeds where there are several."""
-    lines = [f"| | seeds | {' | '.join(COLUMNS.values())} |", f"|---|---|{'---|' * len(COLUMNS)}"]
-    if runs:
-        for prefix, label in (("base", "base"), ("best_of_n", "best of n")):
-            lines.append(
-                line(
-                    label,
-                    [
-                        {f"val/{k.split('/')[1]}": v for k, v in r["metrics"].items() if k.startswith(f"{prefix}/")}
-                        for r in runs[:1]
-                    ],
-                )
-            )
+    heads = ["", "seeds", "success - SFT", *COLUMNS.values()]
+    lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
+    for prefix, label in (("base", "base"), ("best_of_n", "best of n")):
+        first = {f"val/{k.partition('/')[2]}": v for k, v in runs[0]["metrics"].items() if k.startswith(f"{prefix}/")}
+        lines.append(line(label, [first], ""))
     for name in ENTRIES:
-        metrics = [run["metrics"] for run in runs if run["row"] == name]
-        if metrics:
-            lines.append(line(name, metrics))
+        if mine := [run for run in runs if run["row"] == name]:
+            lines.append(line(name, [run["metrics"] for run in mine], difference(runs, name)))
     return "\n".join(lines) + "\n"
 
 
-def line(label: str, metrics: list[dict[str, float | None]]) -> str:
+def difference(runs: list[dict[str, Any]], name: str) -> str:
+    """Mean over prompts and common seeds of the success above the baseline's."""
+    by_seed = [{run["seed"]: run["success_by_prompt"] for run in runs if run["row"] == row} for row in (name, BASELINE)]
+    common = sorted(by_seed[0].keys() & by_seed[1].keys())
+    if name == BASELINE or not common:
+        return ""
+    ours, theirs = ([mean(values) for values in zip(*(row[seed] for seed in common), strict=True)] for row in by_seed)
+    interval = paired_difference(ours, theirs)
+    return f"{interval.mean:+.3f} [{interval.low:+.3f}, {interval.high:+.3f}]"
+
+
+def mean(values: Sequence[float]) -> float:
+    """Arithmetic mean."""
+    return sum(values) / len(values)
+
+
+def line(label: str, metrics: list[dict[str, float | None]], above: str) -> str:
     """One row of the table."""
-    return f"| {label} | {len(metrics)} | {' | '.join(cell([m.get(key) for m in metrics]) for key in COLUMNS)} |"
+    cells = [label, str(len(metrics)), above, *(cell([m.get(key) for m in metrics]) for key in COLUMNS)]
+    return f"| {' | '.join(cells)} |"
 
 
 def cell(values: list[float | None]) -> str:
@@ -127,12 +163,12 @@ def cell(values: list[float | None]) -> str:
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"
-    mean = sum(numbers) / len(numbers)
-    digits = 1 if mean > 5 else 3 if mean < 1 else 2
+    middle = mean(numbers)
+    digits = 1 if middle > 5 else 3 if middle < 1 else 2
     if len(numbers) == 1:
-        return f"{mean:.{digits}f}"
-    spread = math.sqrt(sum((x - mean) ** 2 for x in numbers) / (len(numbers) - 1))
-    return f"{mean:.{digits}f} ± {spread:.{digits}f}"
+        return f"{middle:.{digits}f}"
+    spread = math.sqrt(sum((x - middle) ** 2 for x in numbers) / (len(numbers) - 1))
+    return f"{middle:.{digits}f} ± {spread:.{digits}f}"
 
 
 if __name__ == "__main__":
