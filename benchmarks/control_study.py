@@ -45,8 +45,8 @@ ENTRIES = {
     "dinado_hard": "method=dinado_hard",
     "dinado_soft": "method=dinado_soft",
     "dinado_merge": "method=dinado_merge",
-    "dinado_soft, published": f"method=dinado_soft {PUBLISHED} network.head=free network.taps=[1]",
-    "dinado_merge, published": f"method=dinado_merge {PUBLISHED} objective.norm_input=base objective.norm_taps=[1]",
+    "published dinado_soft": f"method=dinado_soft {PUBLISHED} network.head=free network.taps=[1]",
+    "published dinado_merge": f"method=dinado_merge {PUBLISHED} objective.norm_input=base objective.norm_taps=[1]",
 }
 COLUMNS = {
     "val/success": "success",
