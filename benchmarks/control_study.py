@@ -8,6 +8,7 @@ Runs ``train.py commongen_smollm2`` once for each method and seed, skips what th
 writes docs/results/commongen_smollm2.json and .md after every run. A row's difference in success from fine-tuning on
 accepted rollouts is taken prompt by prompt, over the seeds that both have, with its 95 % interval over prompts.
 Several of these may run side by side with different --only or --seeds: results are read again before they are written.
+Delete the file after changing the experiment itself; a run is known by its row, seed and settings.
 """
 
 from __future__ import annotations
@@ -65,7 +66,7 @@ COLUMNS = {
 def main() -> int:
     """Run what is missing, one after the other."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--seeds", default="3", help="how many, from 0 on, or a list such as 0,2 or 1,")
+    parser.add_argument("--seeds", type=seeds, default="3", help="how many, from 0 on, or a list such as 0,2 or 1,")
     parser.add_argument("--only", default="", help="comma-separated rows of the table")
     parser.add_argument("--json", action="store_true", help="print the results as one JSON object at the end")
     parser.add_argument("settings", nargs="*", help="key=value for every run")
@@ -73,17 +74,18 @@ def main() -> int:
     names = [name.strip() for name in arguments.only.split(",") if name.strip()] or list(ENTRIES)
     if unknown := [name for name in names if name not in ENTRIES]:
         parser.error(f"unknown row {unknown[0]!r}; there are: {', '.join(ENTRIES)}")
-    todo = [(name, seed) for seed in seeds(arguments.seeds) for name in names]
+    todo = [(name, seed) for seed in arguments.seeds for name in names]
+    settings_of = {name: " ".join([entry, *arguments.settings]) for name, entry in ENTRIES.items()}
     for number, (name, seed) in enumerate(todo, 1):
-        settings = " ".join([ENTRIES[name], *arguments.settings])
+        settings = settings_of[name]
         if (name, seed, settings) in {(run["row"], run["seed"], run["settings"]) for run in stored()}:
             continue
         print(f"[{number}/{len(todo)}] {name}, seed {seed}", flush=True)
         started = time.monotonic()
         measured = run_one(settings.split(), seed)
         minutes = round((time.monotonic() - started) / 60, 1)
-        store({"row": name, "seed": seed, "settings": settings, "minutes": minutes, **measured})
-    runs = stored()
+        store({"row": name, "seed": seed, "settings": settings, "minutes": minutes, **measured}, settings_of)
+    runs = [run for run in stored() if run["settings"] == settings_of[run["row"]]]
     print(table(runs))
     if arguments.json:
         print(json.dumps(runs))
@@ -91,7 +93,7 @@ def main() -> int:
 
 
 def seeds(text: str) -> list[int]:
-    """``3`` is 0, 1, 2; ``0,2`` is itself."""
+    """``3`` is 0, 1, 2; ``0,2`` is itself; ValueError for anything else."""
     return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
 
 
@@ -100,13 +102,13 @@ def stored() -> list[dict[str, Any]]:
     return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
 
 
-def store(run: dict[str, Any]) -> None:
-    """Add a run, and rewrite the table."""
+def store(run: dict[str, Any], settings_of: dict[str, str]) -> None:
+    """Add a run, and rewrite the table of the rows with these settings."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(RESULTS) + ".lock"):
         runs = [*stored(), run]
-        RESULTS.write_text(json.dumps({"command": "python benchmarks/control_study.py", "runs": runs}, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(table(runs))
+        RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+        RESULTS.with_suffix(".md").write_text(table([r for r in runs if r["settings"] == settings_of[r["row"]]]))
 
 
 def run_one(settings: list[str], seed: int) -> dict[str, Any]:
@@ -120,14 +122,15 @@ def run_one(settings: list[str], seed: int) -> dict[str, Any]:
     scores: dict[str, list[float]] = {}
     for record in map(json.loads, samples.read_text(encoding="utf-8").splitlines()):
         scores.setdefault(record["prompt"], []).append(record["score"])
-    return {"metrics": metrics, "success_by_prompt": [mean(values) for values in scores.values()]}
+    shown = " ".join(["python", *command[1:]])
+    return {"command": shown, "metrics": metrics, "success_by_prompt": [mean(values) for values in scores.values()]}
 
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Markdown: mean over seeds, and the standard deviation over seeds where there are several."""
     heads = ["", "seeds", "success - SFT", *COLUMNS.values()]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
-    for prefix, label in (("base", "base"), ("best_of_n", "best of n")):
+    for prefix, label in (("base", "base"), ("best_of_n", "best of n")) if runs else ():
         first = {f"val/{k.partition('/')[2]}": v for k, v in runs[0]["metrics"].items() if k.startswith(f"{prefix}/")}
         lines.append(line(label, [first], ""))
     for name in ENTRIES:

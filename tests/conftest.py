@@ -20,6 +20,12 @@ os.environ["WANDB_MODE"] = "disabled"
 import hypothesis
 import pytest
 import torch
+from datamodule_case import markov_base, words_task
+from store_case import Contains, content, make_store
+
+from datamodules.tasks import Task
+from dinado.models.base_lm import BaseLM
+from dinado.rollouts.collect import collect
 
 torch.set_num_threads(1)
 # A busy machine is no failure, and a failure has to come back on the next run.
@@ -46,6 +52,32 @@ def data_root() -> Path:
     if not root.is_dir():
         pytest.skip("needs real data: set DINADO_DATA to a data root")
     return root
+
+
+@pytest.fixture(scope="module")
+def base() -> BaseLM:
+    """The small Markov base of the tests on stores and batches; other modules have their own."""
+    return markov_base()
+
+
+@pytest.fixture(scope="module")
+def task() -> Task:
+    """The task of the tests on batches."""
+    return words_task()
+
+
+@pytest.fixture(scope="module")
+def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A `data.cache` that the tests of a module fill once."""
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture(scope="module")
+def whole(base: BaseLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
+    """Files of a store that was collected in one go."""
+    store = make_store(tmp_path_factory.mktemp("whole"), base)
+    collect(base, Contains(), store)
+    return content(store)
 
 
 @pytest.fixture

@@ -14,10 +14,8 @@ from datamodule_case import (
     expected_rows,
     make_config,
     make_data,
-    markov_base,
     rows_of,
     steps,
-    words_task,
 )
 
 from datamodules.batching import BatchPlan, accumulation, held_out_batches
@@ -31,21 +29,6 @@ from dinado.models.base_lm import BaseLM
 from dinado.models.markov import build_markov
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
-
-
-@pytest.fixture(scope="module")
-def base() -> BaseLM:
-    return markov_base()
-
-
-@pytest.fixture(scope="module")
-def task() -> Task:
-    return words_task()
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 @pytest.mark.parametrize("weights", ["uniform", "importance"])

@@ -9,9 +9,7 @@ import pytest
 import torch
 from datamodule_case import (
     make_data,
-    markov_base,
     rows_of,
-    words_task,
 )
 from lightning import LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
@@ -22,21 +20,6 @@ from datamodules.tasks import Task
 from dinado.batch import RolloutBatch
 from dinado.errors import CheckpointError
 from dinado.models.base_lm import BaseLM
-
-
-@pytest.fixture(scope="module")
-def base() -> BaseLM:
-    return markov_base()
-
-
-@pytest.fixture(scope="module")
-def task() -> Task:
-    return words_task()
-
-
-@pytest.fixture(scope="module")
-def shared_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return tmp_path_factory.mktemp("cache")
 
 
 class Recorder(LightningModule):

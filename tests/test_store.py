@@ -27,19 +27,6 @@ from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import store_summary
 
 
-@pytest.fixture(scope="module")
-def base() -> BaseLM:
-    return BaseLM(*build_markov(5, seed=3))
-
-
-@pytest.fixture(scope="module")
-def whole(base: BaseLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Files of a store that was collected in one go."""
-    store = make_store(tmp_path_factory.mktemp("whole"), base)
-    collect(base, Contains(), store)
-    return content(store)
-
-
 def test_what_was_written_is_read(cache: Path, base: BaseLM) -> None:
     store = make_store(cache, base)
     assert store.missing_blocks() == [0, 1, 2, 3] and not store.is_complete()

@@ -10,23 +10,9 @@ from store_case import PROMPTS, Contains, FailsOn, content, make_store, rows
 
 from dinado.errors import OracleError, StoreError
 from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov
 from dinado.prompt import Prompt
 from dinado.rollouts import collect as collecting
 from dinado.rollouts.collect import collect
-
-
-@pytest.fixture(scope="module")
-def base() -> BaseLM:
-    return BaseLM(*build_markov(5, seed=3))
-
-
-@pytest.fixture(scope="module")
-def whole(base: BaseLM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, bytes]:
-    """Files of a store that was collected in one go."""
-    store = make_store(tmp_path_factory.mktemp("whole"), base)
-    collect(base, Contains(), store)
-    return content(store)
 
 
 def truncate(data: bytes) -> bytes:

@@ -1,0 +1,59 @@
+"""The table of the control study: what is paired with what, and bad arguments."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "benchmarks"))
+
+import control_study  # noqa: E402
+
+
+def run(row: str, seed: int, success: list[float]) -> dict:
+    metrics = {"val/success": sum(success) / len(success), "base/success": 0.2, "best_of_n/success": 0.7}
+    return {"row": row, "seed": seed, "metrics": metrics, "success_by_prompt": success}
+
+
+def test_differences_are_taken_prompt_by_prompt_over_common_seeds() -> None:
+    runs = [
+        run(control_study.BASELINE, 0, [0.1, 0.5, 0.9]),
+        run(control_study.BASELINE, 1, [0.3, 0.5, 0.7]),
+        run("dinado_hard", 0, [0.2, 0.6, 1.0]),
+        run("dinado_hard", 1, [0.4, 0.6, 0.8]),
+        run("dinado_hard", 2, [1.0, 1.0, 1.0]),  # the baseline has no such seed
+        run("nado", 7, [1.0, 1.0, 1.0]),
+    ]
+    # The same difference at every prompt: no width, however different the prompts are.
+    assert control_study.difference(runs, "dinado_hard") == "+0.100 [+0.100, +0.100]"
+    assert control_study.difference(runs, "nado") == control_study.difference(runs, control_study.BASELINE) == ""
+    rows = {line.split(" | ")[0]: line for line in control_study.table(runs).splitlines()}
+    assert "0.500 ± 0.000" in rows[f"| {control_study.BASELINE}"]
+    assert " 0.200 " in rows["| base"] and " 0.700 " in rows["| best of n"]
+
+
+def test_a_table_of_nothing() -> None:
+    assert len(control_study.table([]).splitlines()) == 2
+
+
+@pytest.mark.parametrize(("text", "expected"), [("3", [0, 1, 2]), ("0,2", [0, 2]), ("1,", [1])])
+def test_seeds(text: str, expected: list[int]) -> None:
+    assert control_study.seeds(text) == expected
+
+
+def test_every_row_can_be_asked_for() -> None:
+    assert not any("," in name for name in control_study.ENTRIES)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "problem"), [(["--only", "nonsense"], "unknown row 'nonsense'"), (["--seeds", "x"], "--seeds")]
+)
+def test_bad_arguments(arguments: list[str], problem: str) -> None:
+    command = [sys.executable, str(ROOT / "benchmarks" / "control_study.py"), *arguments]
+    finished = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert finished.returncode == 2
+    assert problem in finished.stderr.splitlines()[-1]
