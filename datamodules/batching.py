@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.rows import Rows, rows_by_prompt
 from dinado.batch import RolloutBatch
@@ -192,9 +193,21 @@ def collate(
         score_B=torch.from_numpy(rows.score_N[row_B]),
         weight_B=torch.from_numpy(rows.weight_N[row_B]),
         root_B=torch.from_numpy(rows.root_N[row_B]),
+        **_lookahead(rows, row_B),
         prompt_index_P=torch.from_numpy(prompt_index_P.astype(np.int64)),
         weight_total=weight_total,
     )
+
+
+def _lookahead(rows: Rows, row_B: np.ndarray) -> dict[str, Tensor]:
+    """The lookahead fields of a batch, if its rows have them."""
+    if rows.lookahead_N is None:
+        return {}
+    targets = [rows.lookahead_N[row] for row in row_B]
+    return {
+        name: pad_sequence([torch.from_numpy(values[index]) for values in targets], batch_first=True)
+        for index, name in enumerate(("candidate_BTK", "candidate_log_target_BTL", "value_BT"))
+    }
 
 
 def _pad(sequences: Sequence[np.ndarray], fill: float, dtype: type, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,10 @@ from datamodules.batching import (
     split_step,
     stratum_weights,
 )
+from datamodules.lookahead import with_lookahead
 from datamodules.references import rows_of_references
 from datamodules.rows import Rows, rows_of_rollouts, weight_summary
-from datamodules.stores import train_store, uses_rollouts, val_store
+from datamodules.stores import looks_ahead, train_store, uses_rollouts, val_store
 from datamodules.tasks import Task
 from dinado.batch import RolloutBatch
 from dinado.errors import CheckpointError, DataError
@@ -194,8 +195,12 @@ class RolloutDataModule(LightningDataModule):
             return rows_of_references(self.task.train_prompts, self._base)
         rollouts = train_store(config, self._base, self.task).read()
         rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
-        if len(rows):
-            self.summary = store_summary(rollouts, weight_summary(rows))
+        if not len(rows):
+            return rows
+        self.summary = store_summary(rollouts, weight_summary(rows))
+        if looks_ahead(config):
+            rows, found = with_lookahead(rows, rollouts, config, self._base.eos_ids)
+            self.summary |= found
         return rows
 
     def _as_they_come(self, use_N: np.ndarray) -> BatchPlan | StratifiedPlan:

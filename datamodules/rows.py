@@ -7,12 +7,21 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
 import torch
 
 from dinado.objectives.weights import WeightSummary, importance_weights, smoothed_root, summarise_weights
 from dinado.rollouts.table import Rollouts
+
+
+class LookaheadTarget(NamedTuple):
+    """One row of ``RolloutBatch``'s lookahead fields: ``[T, K]``, ``[T, K + 1]`` and ``[T]``."""
+
+    candidate_TK: np.ndarray
+    log_target_TL: np.ndarray
+    value_T: np.ndarray
 
 
 @dataclass(frozen=True)
@@ -24,6 +33,7 @@ class Rows:
         length_N: tokens in the response.
         score_N, weight_N, root_N: oracle score, importance weight and R(c), see ``RolloutBatch``.
         response: row -> (token ids, log-probabilities under the base).
+        lookahead_N: targets of each row, where the objective asks for them.
     """
 
     prompt_index_N: np.ndarray
@@ -32,6 +42,7 @@ class Rows:
     weight_N: np.ndarray
     root_N: np.ndarray
     response: Callable[[int], tuple[np.ndarray, np.ndarray]]
+    lookahead_N: list[LookaheadTarget] | None = None
 
     def __len__(self) -> int:
         """N."""

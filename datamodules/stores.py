@@ -19,6 +19,11 @@ def uses_rollouts(config: Config) -> bool:
     return not (config.method == "sft" and config.sft_data == "references")
 
 
+def looks_ahead(config: Config) -> bool:
+    """Whether the objective needs to know what likely tokens would lead to."""
+    return config.method != "sft" and config.objective.lookahead > 0
+
+
 def train_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:
     """Rollouts of the training prompts, from the configured proposal."""
     rollouts = config.rollouts
@@ -33,7 +38,8 @@ def train_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:
         seed=rollouts.seed,
         proposal=proposal,
     )
-    return RolloutStore(config.data.cache, spec, task.oracle.fingerprint, rollouts.truncated)
+    candidates = config.targets.candidates if looks_ahead(config) else 0
+    return RolloutStore(config.data.cache, spec, task.oracle.fingerprint, rollouts.truncated, candidates=candidates)
 
 
 def val_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:

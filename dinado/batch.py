@@ -5,11 +5,13 @@ Axes: P prompts, S prompt tokens (left-padded), B rollouts, T response tokens (r
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass
@@ -24,6 +26,9 @@ class RolloutBatch:
         score_B: what the oracle said, in [0, 1].
         weight_B: importance weight, 1 on average within a prompt.
         root_B: success rate R(c) of the row's prompt as estimated from its stored rollouts, strictly inside (0, 1).
+        candidate_BTK, candidate_log_target_BTL, value_BT: for the lookahead objective, else None: the base's likeliest
+            tokens at each position, what q should give them and (last) all others, in log space, and the value of the
+            prefix; 0 on padding.
         prompt_index_P: position of each prompt in the task's list of training or held-out prompts, where that is known.
         weight_total: sum of `weight_B` over the whole optimiser step, all processes and micro-batches included. A
             held-out batch with weight_total 0 is filler that keeps processes in step, and is counted nowhere.
@@ -38,8 +43,32 @@ class RolloutBatch:
     score_B: Tensor
     weight_B: Tensor
     root_B: Tensor
+    candidate_BTK: Tensor | None = None
+    candidate_log_target_BTL: Tensor | None = None
+    value_BT: Tensor | None = None
     prompt_index_P: Tensor | None = None
     weight_total: float = 0.0
+
+    @classmethod
+    def unjudged(
+        cls, prompt_ids_PS: Tensor, prompt_mask_PS: Tensor, prompt_of: Sequence[int], tokens: Sequence[Sequence[int]]
+    ) -> RolloutBatch:
+        """Responses of which nothing is known but their tokens, on the device of the prompts."""
+        device = prompt_ids_PS.device
+        responses = [torch.tensor(row, device=device) for row in tokens]
+        response_BT = pad_sequence(responses, batch_first=True)
+        one_B = torch.ones(len(tokens), device=device)
+        return cls(
+            prompt_ids_PS=prompt_ids_PS,
+            prompt_mask_PS=prompt_mask_PS,
+            prompt_of_row_B=torch.tensor(prompt_of, device=device),
+            response_BT=response_BT,
+            response_mask_BT=pad_sequence([torch.ones_like(row) for row in responses], batch_first=True),
+            log_p_BT=torch.zeros(response_BT.shape, device=device),
+            score_B=one_B,
+            weight_B=one_B,
+            root_B=one_B / 2,
+        )
 
     def to(self, device: torch.device | str) -> RolloutBatch:
         """The same batch with every tensor on ``device``."""

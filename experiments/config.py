@@ -137,6 +137,8 @@ class TargetConfig:
     """Largest importance weight, relative to the mean of its prompt; 0 never clips."""
     root: Literal["learned", "store"] = "learned"
     """Success rate of a prompt, R(c): learned by the norm head, or known from the prompt's own K rollouts."""
+    candidates: int = 16
+    """For objective.lookahead: the base's likeliest tokens that are looked into at each position."""
     positives_share: float = 0.0
     """Share of accepted rollouts in every optimiser step, reweighted so that the loss keeps its expectation; 0 takes
     rollouts as they come. Helps where the oracle is rare."""
@@ -178,6 +180,14 @@ class ObjectiveConfig:
     path_loss: Literal["bernoulli", "poisson"] = "bernoulli"
     """Loss of the telescoped value (dinado_hard, and `objective.path`), which is not bounded by 1: `bernoulli` is the
     cross entropy with an overflow penalty, `poisson` the generalised KL divergence with slope R - C."""
+    lookahead: float = 0.0
+    """Weight of KL(target || q) at every prefix, with the target p U^sharpness: U is the value of the beginning that
+    each likely token would make, estimated from the oracle's `progress` (docs/methods.md)."""
+    sharpness: float = 1.0
+    """Power of U in the lookahead target; more than 1 makes up for values that see only part of what decides."""
+    floor: float = 0.0
+    """What certain failure counts for in the lookahead target, U = floor + (1 - floor) R; above 0 keeps q from paying
+    any price to avoid it."""
     masks: Literal["correct", "official"] = "correct"
     """`official` repeats the index arithmetic of the published code: no first token, no end-of-sequence."""
 

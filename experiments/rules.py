@@ -40,15 +40,16 @@ RANGES: dict[Test, str] = {
     POSITIVE: "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
     "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
-    "trainer.log_every trainer.checkpoint_every eval.samples_per_prompt eval.rollouts_per_prompt eval.exact_samples",
+    "objective.sharpness targets.candidates trainer.log_every trainer.checkpoint_every eval.samples_per_prompt "
+    "eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
     "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.value_ce objective.regulariser "
-    "objective.support objective.overflow objective.path optim.norm_steps optim.weight_decay optim.clip_norm "
-    "trainer.val_every eval.best_of eval.show",
+    "objective.support objective.overflow objective.path objective.lookahead optim.norm_steps "
+    "optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
     FRACTION: "network.taps objective.norm_taps optim.warmup",
-    BELOW_ONE: "lora.dropout optim.betas targets.positives_share",
+    BELOW_ONE: "lora.dropout optim.betas targets.positives_share objective.floor",
     (lambda x: x >= 2, "must be 2 or more, the end of sequence included"): "task.vocab_size",
     (lambda x: x >= 1, "must be a token, not the end of sequence (0)"): "task.required task.avoided task.ends_with",
 }
@@ -164,6 +165,7 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
     rooted = method == "dinado_hard" and config.targets.root == "learned"
     no_norm = not (rooted or (method == "dinado_merge" and trained != "network")) and "no norm head reads the base here"
     no_link = config.objective.regulariser == 0 and "objective.regulariser is 0"
+    no_lookahead = config.objective.lookahead == 0 and "objective.lookahead is 0"
     unread: dict[str, str | bool] = {
         "sft_data": method != "sft" and "it belongs to method=sft",
         "objective": method == "sft" and "method=sft has a likelihood loss",
@@ -179,6 +181,9 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "objective.path_loss": method != "dinado_hard"
         and not config.objective.path
         and "it belongs to dinado_hard, and to objective.path above 0",
+        "objective.floor": no_lookahead,
+        "objective.sharpness": no_lookahead,
+        "targets.candidates": no_lookahead,
         "objective.path": method == "dinado_hard" and "its values are the telescoped ones already",
         "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
         "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",
@@ -213,6 +218,7 @@ def _proposal(loaded: Loaded) -> Iterator[str]:
 def _objective(loaded: Loaded) -> Iterator[str]:
     config, objective = loaded.config, loaded.config.objective
     learns = objective.token_ce or objective.terminal_ce or (objective.value_ce and objective.regulariser)
+    learns = learns or objective.lookahead
     if config.method != "sft" and not learns:
         yield f"{_said(loaded, 'objective.token_ce')}: objective.terminal_ce is 0 too, so nothing is learned"
     if config.method in ("dinado_soft", "dinado_merge") and objective.norm == "mean" and objective.support:

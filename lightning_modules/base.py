@@ -22,6 +22,7 @@ from dinado.models.controlled_lm import ControlledLM
 from dinado.models.oracle_network import NormHead
 from dinado.models.scores import Needs, NetworkScores, PolicyScores, Scored
 from dinado.models.trainable import adapter_norm, build_full, build_lora, build_network
+from dinado.objectives.lookahead import lookahead_divergence
 from dinado.objectives.losses import LossWeights, OracleLoss, oracle_loss
 from dinado.objectives.values import TokenValues, log_beta
 from dinado.objectives.vocabulary import Link
@@ -123,7 +124,9 @@ class OracleMethod(L.LightningModule):
         """Terms of the loss for each rollout."""
         log_root_B = torch.log(batch.root_B.float()) if self.config.targets.root == "store" else None
         mask_BT, weights = batch.response_mask_BT, self.loss_weights
-        return oracle_loss(values, batch.score_B, mask_BT, finished_B, weights, log_root_B, self.telescopes)
+        return oracle_loss(
+            values, batch.score_B, mask_BT, finished_B, weights, log_root_B, self.telescopes, lookahead(scored, batch)
+        )
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
         """Weighted sum over the rollouts of this process, normalised by the whole optimiser step.
@@ -201,6 +204,7 @@ class OracleMethod(L.LightningModule):
             "train/loss": loss,
             "train/oracle_ce": float((terms.token_ce_B * weight_B).sum() / mask.sum(1).float().mean()),
             "train/path_ce": float((terms.path_B * weight_B).sum()),
+            "train/lookahead": float((terms.lookahead_B * weight_B).sum()),
             "train/positives_share": float((batch.score_B * weight_B).sum()),
             "reg/forward_consistency": consistency,
             "reg/forward_consistency_per_token": consistency / max(1.0, float(terms.num_links_B.float().mean())),
@@ -212,6 +216,14 @@ class OracleMethod(L.LightningModule):
             "perf/tokens_per_s": tokens * self.trainer.world_size / max(seconds, 1e-9),
             "perf/peak_memory_mb": peak_memory_mb(),
         }
+
+
+def lookahead(scored: Scored, batch: RolloutBatch) -> Tensor | None:
+    """The lookahead divergence ``[B]``; None where the batch has no targets for it, as held-out ones have not."""
+    log_q_BTK, log_target_BTL = scored.statistics.candidate_log_q, batch.candidate_log_target_BTL
+    if log_q_BTK is None or log_target_BTL is None or batch.value_BT is None:
+        return None
+    return lookahead_divergence(log_q_BTK, log_target_BTL, batch.value_BT, batch.response_mask_BT)
 
 
 def build_scores(config: Config, base: BaseLM, link: Link) -> NetworkScores | PolicyScores:

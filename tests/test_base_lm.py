@@ -108,7 +108,7 @@ def test_gradients_through_a_shared_prompt_are_those_of_plain_passes(name: str) 
     weight_BT = torch.linspace(-1, 2, batch.response_BT.numel()).view(batch.response_BT.shape)
     trained = [p for p in base.model.parameters() if p.requires_grad]
     hidden_BTD = scores.policy.states(batch, grad=True).hidden_BTD
-    log_q_BT = token_log_probs(hidden_BTD, base.head, batch.response_BT, batch.response_mask_BT)
+    log_q_BT = token_log_probs(hidden_BTD, base.head, batch.response_BT[..., None], batch.response_mask_BT)[..., 0]
     ours = torch.autograd.grad((log_q_BT * weight_BT).sum(), trained)
 
     total = torch.zeros(())

@@ -9,15 +9,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import torch
-from torch.nn.utils.rnn import pad_sequence
-
 from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM
 from dinado.models.scores import adapters
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, Samples, sample
+from dinado.rollouts.sampler import Decoder, sample
 from dinado.seeding import generator
 
 
@@ -113,29 +110,11 @@ def sample_and_judge(
         log_p = log_q
         if model is not base.model:
             with adapters(base, on=False):
-                log_p = base.log_probs(_as_batch(ids_PS, mask_PS, samples)).sum(1).tolist()
+                batch = RolloutBatch.unjudged(ids_PS, mask_PS, samples.prompt_of, samples.tokens)
+                log_p = base.log_probs(batch).sum(1).tolist()
         score = judge(oracle, rows, texts, samples.finished, truncated)
         lengths = [len(tokens) for tokens in samples.tokens]
         everything.add(JudgedSamples(rows, texts, samples.finished, score, log_q, log_p, lengths))
         if on_progress is not None:
             on_progress(len(everything.texts))
     return everything
-
-
-def _as_batch(ids_PS: torch.Tensor, mask_PS: torch.Tensor, samples: Samples) -> RolloutBatch:
-    device = ids_PS.device
-    tokens = [torch.tensor(t, device=device) for t in samples.tokens]
-    response_BT = pad_sequence(tokens, batch_first=True)
-    response_mask_BT = pad_sequence([torch.ones_like(t) for t in tokens], batch_first=True)
-    one_B = torch.ones(len(tokens), device=device)
-    return RolloutBatch(
-        ids_PS,
-        mask_PS,
-        torch.tensor(samples.prompt_of, device=device),
-        response_BT,
-        response_mask_BT,
-        torch.zeros(response_BT.shape, device=device),
-        one_B,
-        one_B,
-        one_B / 2,
-    )

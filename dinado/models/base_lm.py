@@ -194,7 +194,8 @@ class BaseLM(nn.Module):
     @torch.no_grad()
     def log_probs(self, batch: RolloutBatch) -> Tensor:
         """Full-base log-probability of every response token, ``[B, T]`` float32, 0 on padding."""
-        return token_log_probs(self.states(batch).hidden_BTD, self.head, batch.response_BT, batch.response_mask_BT)
+        hidden_BTD, tokens_BT1 = self.states(batch).hidden_BTD, batch.response_BT[..., None]
+        return token_log_probs(hidden_BTD, self.head, tokens_BT1, batch.response_mask_BT)[..., 0]
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if self.chat_template:

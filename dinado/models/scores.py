@@ -83,6 +83,7 @@ class NetworkScores(nn.Module):
             self.link,
             maximum=needs.maximum,
             support=needs.support,
+            candidate_BTK=batch.candidate_BTK,
         )
         return Scored(statistics, taps, own_BTE)
 
@@ -126,13 +127,27 @@ class PolicyScores(nn.Module):
         tokens = (batch.response_BT, batch.response_mask_BT)
         if needs.maximum and base_BTD is not None:
             statistics = vocabulary_statistics(
-                base_BTD, self.base.head, policy_BTD, self.policy.head, *tokens, "log_ratio", support=needs.support
+                base_BTD,
+                self.base.head,
+                policy_BTD,
+                self.policy.head,
+                *tokens,
+                "log_ratio",
+                support=needs.support,
+                candidate_BTK=batch.candidate_BTK,
             )
         else:
             # A policy is normalised already and log p of the sampled tokens is on record: no pass over p's vocabulary.
-            log_q_BT = token_log_probs(policy_BTD, self.policy.head, *tokens)
+            asked_BTK = batch.response_BT[..., None]
+            if batch.candidate_BTK is not None:
+                asked_BTK = torch.cat([asked_BTK, batch.candidate_BTK], -1)
+            log_q_BTK = token_log_probs(policy_BTD, self.policy.head, asked_BTK, batch.response_mask_BT)
+            log_q_BT = log_q_BTK[..., 0]
             log_p_BT = batch.log_p_BT * batch.response_mask_BT
-            statistics = VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None)
+            candidate_log_q = None if batch.candidate_BTK is None else log_q_BTK[..., 1:]
+            statistics = VocabularyStatistics(
+                log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None, candidate_log_q
+            )
         return Scored(statistics, taps, policy_BTD)
 
 

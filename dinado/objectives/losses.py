@@ -10,6 +10,8 @@ With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) befor
 * path  the cross entropies and the overflow again, of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm
   can explain the oracle alone; here the ratios, which are what decodes, have to (our addition, docs/methods.md).
 
+* lookahead  the divergence of q from p times the value of every likely continuation, dinado/objectives/lookahead.py
+
 All are sums over a rollout, averaged over rollouts with importance weights. Axes: B rollouts, T response tokens.
 """
 
@@ -40,6 +42,7 @@ class LossWeights:
     path: float = 0.0
     path_loss: Literal["bernoulli", "poisson"] = "bernoulli"
     masks: Literal["correct", "official"] = "correct"
+    lookahead: float = 0.0
 
 
 @dataclass
@@ -53,6 +56,7 @@ class OracleLoss:
     token_ce_B: Tensor
     terminal_ce_B: Tensor
     path_B: Tensor
+    lookahead_B: Tensor
     consistency_B: Tensor
     num_links_B: Tensor
 
@@ -65,6 +69,7 @@ def oracle_loss(
     weights: LossWeights,
     log_root_B: Tensor | None = None,
     telescoped: bool = False,
+    lookahead_B: Tensor | None = None,
 ) -> OracleLoss:
     """Loss of every rollout.
 
@@ -74,6 +79,7 @@ def oracle_loss(
         finished_B: whether the last real token is the end of sequence; needed by the official masks only.
         log_root_B: log R(c) where it is known; the path starts from the first V otherwise.
         telescoped: whether the values are telescoped ones already (Hard), which are not bounded by 1.
+        lookahead_B: the lookahead term, which needs more than values; None where nothing is trained.
     """
     rows_BT, links_BT = _masks(mask_BT, finished_B, weights.masks)
     log_r_BT, log_v_BT = values.log_r_BT.float(), values.log_v_BT.float()
@@ -92,7 +98,16 @@ def oracle_loss(
     total_B = direct.weighted(weights) + weights.path * path_B + weights.regulariser * regulariser_B
     if weights.value_ce:
         total_B = total_B + weights.value_ce * (bernoulli_ce(log_v_BT, score_B1) * rows_BT).sum(1)
-    return OracleLoss(total_B, direct.token_ce_B, direct.terminal_ce_B, path_B, consistency_B, links_BT[:, 1:].sum(1))
+    lookahead_B = torch.zeros_like(path_B) if lookahead_B is None else lookahead_B
+    return OracleLoss(
+        total_B=total_B + weights.lookahead * lookahead_B,
+        token_ce_B=direct.token_ce_B,
+        terminal_ce_B=direct.terminal_ce_B,
+        path_B=path_B,
+        lookahead_B=lookahead_B,
+        consistency_B=consistency_B,
+        num_links_B=links_BT[:, 1:].sum(1),
+    )
 
 
 class _Verdict(NamedTuple):

@@ -43,12 +43,14 @@ class VocabularyStatistics(NamedTuple):
         score: s_i(y).
         log_mean: log E_{v ~ p_i}[exp s_i(v)], the log-normaliser of q_i.
         maximum: max of s_i over the support, the L-infinity norm in log space; None when it was not asked for.
+        candidate_log_q: log q_i of the K tokens that were asked about, ``[B, T, K]``; None when none were.
     """
 
     log_p: Tensor
     score: Tensor
     log_mean: Tensor
     maximum: Tensor | None
+    candidate_log_q: Tensor | None = None
 
     @property
     def log_q(self) -> Tensor:
@@ -67,6 +69,7 @@ def vocabulary_statistics(
     *,
     maximum: bool = True,
     support: int = 0,
+    candidate_BTK: Tensor | None = None,
 ) -> VocabularyStatistics:
     """Reduce base and score logits over the vocabulary.
 
@@ -78,12 +81,14 @@ def vocabulary_statistics(
             ``identity``: s = u; ``logsigmoid``: s = log sigmoid(u).
         maximum: reduce to the maximum as well.
         support: take the maximum over this many likeliest tokens under p; 0 takes the whole vocabulary.
+        candidate_BTK: tokens whose log q is wanted besides.
 
     Returns:
         Statistics with gradients to ``score_hidden_BTE`` and the score head.
     """
     keep_BT = mask_BT.bool()
     base_ND, score_NE, tokens_N = base_hidden_BTD[keep_BT], score_hidden_BTE[keep_BT], tokens_BT[keep_BT]
+    candidate_NK = None if candidate_BTK is None else candidate_BTK[keep_BT]
     parts = [
         checkpoint(
             _reduce,
@@ -92,6 +97,7 @@ def vocabulary_statistics(
             score_NE[rows],
             score_head,
             tokens_N[rows],
+            None if candidate_NK is None else candidate_NK[rows],
             link,
             maximum,
             support,
@@ -100,55 +106,63 @@ def vocabulary_statistics(
         for rows in _chunks(len(tokens_N), base_head)
     ]
     filled = [_scatter(torch.cat(column), keep_BT) for column in zip(*parts, strict=True)]
-    log_p, score, log_mean = filled[:3]
-    return VocabularyStatistics(log_p, score, log_mean, filled[3] if maximum else None)
+    log_p, score, log_mean, *more = filled
+    return VocabularyStatistics(
+        log_p, score, log_mean, more.pop(0) if maximum else None, more.pop(0) if candidate_BTK is not None else None
+    )
 
 
-def token_log_probs(hidden_BTD: Tensor, head: Head, tokens_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """log softmax(head(hidden))[token], ``[B, T]`` float32, 0 on padding; chunked like the statistics."""
+def token_log_probs(hidden_BTD: Tensor, head: Head, tokens_BTK: Tensor, mask_BT: Tensor) -> Tensor:
+    """log softmax(head(hidden))[token] of K tokens at each position, ``[B, T, K]`` float32; 0 on padding.
+
+    Chunked like the statistics.
+    """
     keep_BT = mask_BT.bool()
-    hidden_ND, tokens_N = hidden_BTD[keep_BT], tokens_BT[keep_BT]
+    hidden_ND, tokens_NK = hidden_BTD[keep_BT], tokens_BTK[keep_BT]
     if not _is_trained(head):
-        return _scatter(_FrozenHeadLogProbs.apply(hidden_ND, tokens_N, head), keep_BT)
+        return _scatter(_FrozenHeadLogProbs.apply(hidden_ND, tokens_NK, head), keep_BT)
     parts = [
-        checkpoint(_log_probs, hidden_ND[rows], head, tokens_N[rows], use_reentrant=False)
-        for rows in _chunks(len(tokens_N), head)
+        checkpoint(_log_probs, hidden_ND[rows], head, tokens_NK[rows], use_reentrant=False)
+        for rows in _chunks(len(tokens_NK), head)
     ]
     return _scatter(torch.cat(parts), keep_BT)
 
 
 class _FrozenHeadLogProbs(torch.autograd.Function):
-    """Log-probabilities of tokens, with their derivative d log q / dh = (W[token] - q W) * scale formed on the way.
+    """Log-probabilities of K tokens a position, with what their derivatives share formed on the way.
 
-    Nothing is recomputed in the backward pass: two products with the vocabulary instead of three.
+    d log q(v) / dh = (W[v] - q W) * scale: q W is kept for each position, rows of W are looked up. Nothing is
+    recomputed in the backward pass: two products with the vocabulary instead of three.
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, tokens_N: Tensor, head: Head) -> Tensor:
-        log_q_N = torch.empty(len(tokens_N), dtype=torch.float32, device=hidden_ND.device)
-        slope_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
-        for rows in _chunks(len(tokens_N), head):
-            tokens_n = tokens_N[rows]
+    def forward(ctx: Any, hidden_ND: Tensor, tokens_NK: Tensor, head: Head) -> Tensor:
+        log_q_NK = torch.empty(tokens_NK.shape, dtype=torch.float32, device=hidden_ND.device)
+        mean_ND = torch.empty_like(hidden_ND) if ctx.needs_input_grad[0] else None
+        for rows in _chunks(len(tokens_NK), head):
             logits_nV = head.logits(hidden_ND[rows])
             log_z_n1 = logits_nV.logsumexp(1, keepdim=True)
-            log_q_N[rows] = (logits_nV.gather(1, tokens_n[:, None]) - log_z_n1)[:, 0]
-            if slope_ND is not None:
-                q_nV = logits_nV.sub_(log_z_n1).exp_().to(head.weight_VD.dtype)
-                slope_ND[rows] = ((head.weight_VD[tokens_n] - q_nV @ head.weight_VD) * head.scale).to(slope_ND.dtype)
-        if slope_ND is not None:
-            ctx.save_for_backward(slope_ND)
-        return log_q_N
+            log_q_NK[rows] = logits_nV.gather(1, tokens_NK[rows]) - log_z_n1
+            if mean_ND is not None:
+                mean_ND[rows] = logits_nV.sub_(log_z_n1).exp_().to(head.weight_VD.dtype) @ head.weight_VD
+        if mean_ND is not None:
+            ctx.save_for_backward(mean_ND, tokens_NK)
+            ctx.head = head
+        return log_q_NK
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_N: Tensor) -> tuple[Tensor, None, None]:
-        (slope_ND,) = ctx.saved_tensors
-        return (grad_N[:, None] * slope_ND).to(slope_ND.dtype), None, None
+    def backward(ctx: Any, grad_NK: Tensor) -> tuple[Tensor, None, None]:
+        mean_ND, tokens_NK = ctx.saved_tensors
+        weight_VD, scale = ctx.head.weight_VD, ctx.head.scale
+        grad_ND = F.embedding_bag(tokens_NK, weight_VD, per_sample_weights=grad_NK.to(weight_VD.dtype), mode="sum")
+        grad_ND = grad_ND.float() - grad_NK.sum(1, keepdim=True) * mean_ND.float()
+        return (grad_ND * scale).to(mean_ND.dtype), None, None
 
 
-def _log_probs(hidden_ND: Tensor, head: Head, tokens_N: Tensor) -> Tensor:
+def _log_probs(hidden_ND: Tensor, head: Head, tokens_NK: Tensor) -> Tensor:
     logits_NV = head.logits(hidden_ND)
-    return logits_NV.gather(1, tokens_N[:, None])[:, 0] - logits_NV.logsumexp(1)
+    return logits_NV.gather(1, tokens_NK) - logits_NV.logsumexp(1, keepdim=True)
 
 
 def _is_trained(head: Head) -> bool:
@@ -174,6 +188,7 @@ def _reduce(
     score_NE: Tensor,
     score_head: Head,
     tokens_N: Tensor,
+    candidate_NK: Tensor | None,
     link: Link,
     maximum: bool,
     support: int,
@@ -182,18 +197,24 @@ def _reduce(
         log_p_NV = base_head.logits(base_ND).log_softmax(1)
     score_NV = apply_link(link, score_head.logits(score_NE), log_p_NV)
     column = tokens_N[:, None]
-    reduced = (
+    reduced = [
         log_p_NV.gather(1, column)[:, 0],
         score_NV.gather(1, column)[:, 0],
         # With a policy's log-ratio the normaliser is exactly 1; forming it would only add rounding.
         log_p_NV.new_zeros(len(tokens_N)) if link == "log_ratio" else (log_p_NV + score_NV).logsumexp(1),
-    )
-    if not maximum:
-        return reduced
-    if support and support < score_NV.shape[1]:
-        score_NV = score_NV.gather(1, log_p_NV.topk(support, dim=1).indices)
-    return *reduced, score_NV.amax(1)
+    ]
+    if maximum:
+        within_NV = score_NV
+        if support and support < score_NV.shape[1]:
+            within_NV = score_NV.gather(1, log_p_NV.topk(support, dim=1).indices)
+        reduced.append(within_NV.amax(1))
+    if candidate_NK is not None:
+        log_q_NK = log_p_NV.gather(1, candidate_NK) + score_NV.gather(1, candidate_NK) - reduced[2][:, None]
+        reduced.append(log_q_NK)
+    return tuple(reduced)
 
 
 def _scatter(values_N: Tensor, keep_BT: Tensor) -> Tensor:
-    return torch.zeros(keep_BT.shape, dtype=values_N.dtype, device=values_N.device).masked_scatter(keep_BT, values_N)
+    """``[N, ...]`` to ``[B, T, ...]``, 0 on padding."""
+    filled = torch.zeros(*keep_BT.shape, *values_N.shape[1:], dtype=values_N.dtype, device=values_N.device)
+    return filled.masked_scatter(keep_BT.reshape(*keep_BT.shape, *[1] * (values_N.ndim - 1)), values_N)

@@ -6,7 +6,7 @@ Axes: N texts.
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from dinado.errors import OracleError
 from dinado.oracles.fingerprint import digest, source_of
 from dinado.prompt import Prompt
 
+Judge = Callable[[Sequence[Prompt], Sequence[str]], Tensor | Sequence[float]]
 _ROUNDING = 1e-6  # a float32 softmax may sum to a hair above 1
 _SHOWN = 80
 
@@ -31,6 +32,14 @@ class Oracle(abc.ABC):
     @abc.abstractmethod
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor | Sequence[float]:
         """One number in [0, 1] for each of N texts; ``prompts[i]`` is what ``texts[i]`` responds to."""
+
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor | Sequence[float]:
+        """How far the beginning of a response has come, in [0, 1]; higher where success is nearer.
+
+        Used by ``objective.stepwise`` alone, to tell which tokens of a rollout helped. Judging the beginning as if it
+        were the whole says when an oracle is satisfied; override this where the way there can be seen too.
+        """
+        return self.score(prompts, texts)
 
     @property
     def name(self) -> str:
@@ -63,15 +72,22 @@ class Oracle(abc.ABC):
             OracleError: the oracle raised, returned another number of scores than texts, or a score that is NaN
                 or outside [0, 1]; the message names the oracle, the prompt and the text.
         """
+        return self._checked(self.score, prompts, texts)
+
+    def checked_progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        """:meth:`progress`, with the checks and errors of a score."""
+        return self._checked(self.progress, prompts, texts)
+
+    def _checked(self, judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         assert len(prompts) == len(texts), f"{len(prompts)} prompts for {len(texts)} texts"
         if not texts:
             return torch.zeros(0)
         try:
-            scores_N = self._as_tensor(self.score(prompts, texts))
+            scores_N = self._as_tensor(judge(prompts, texts))
         except OracleError:  # an oracle inside this one has already named the culprit
             raise
         except Exception as error:
-            raise self._culprit(prompts, texts, error) from error
+            raise self._culprit(judge, prompts, texts, error) from error
         if scores_N.shape != (len(texts),):
             raise OracleError(
                 f"oracle {self.name} returned scores of shape {tuple(scores_N.shape)} for {len(texts)} texts, the "
@@ -92,11 +108,11 @@ class Oracle(abc.ABC):
             return scores.detach().to("cpu", torch.float32)
         return torch.as_tensor(scores, dtype=torch.float32)
 
-    def _culprit(self, prompts: Sequence[Prompt], texts: Sequence[str], error: Exception) -> OracleError:
+    def _culprit(self, judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], error: Exception) -> OracleError:
         """The message for an oracle that raised on a batch; texts are retried alone to find which one did it."""
         for prompt, text in zip(prompts, texts, strict=True):
             try:
-                self._as_tensor(self.score([prompt], [text]))
+                self._as_tensor(judge([prompt], [text]))
             except Exception as alone:
                 return OracleError(f"oracle {self.name} failed on {_where(prompt, text)}: {_describe(alone)}")
         return OracleError(

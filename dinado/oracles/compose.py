@@ -36,6 +36,9 @@ class AllOf(_Pair):
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         return self.left(prompts, texts) * self.right(prompts, texts)
 
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return (self.left.checked_progress(prompts, texts) + self.right.checked_progress(prompts, texts)) / 2
+
 
 class AnyOf(_Pair):
     """``a | b = 1 - (1 - a)(1 - b)``."""
@@ -44,6 +47,9 @@ class AnyOf(_Pair):
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         return 1 - (1 - self.left(prompts, texts)) * (1 - self.right(prompts, texts))
+
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return self.left.checked_progress(prompts, texts).maximum(self.right.checked_progress(prompts, texts))
 
 
 class Not(Oracle):

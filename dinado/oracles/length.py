@@ -27,7 +27,17 @@ class LengthOracle(Oracle):
         self.max_words = max_words
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        return [float(self._fits(sum(any(map(str.isalnum, word)) for word in text.split()))) for text in texts]
+        return [float(self._fits(_num_words(text))) for text in texts]
+
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Share of the words that are needed; 0 once there are too many."""
+        counts = [_num_words(text) for text in texts]
+        least = max(self.min_words, 1)
+        return [0.0 if self.max_words is not None and n > self.max_words else min(1.0, n / least) for n in counts]
 
     def _fits(self, num_words: int) -> bool:
         return num_words >= self.min_words and (self.max_words is None or num_words <= self.max_words)
+
+
+def _num_words(text: str) -> int:
+    return sum(any(map(str.isalnum, word)) for word in text.split())

@@ -28,6 +28,11 @@ class LexicalOracle(Oracle):
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         return [float(all(self.found(prompt, text))) for prompt, text in zip(prompts, texts, strict=True)]
 
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
+        """Share of the concepts found so far."""
+        found = [self.found(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
+        return [sum(hits) / len(hits) for hits in found]
+
     def coverage(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[int, int]:
         """Concepts found and concepts asked for, summed over texts; their ratio is the micro coverage."""
         found = [hit for prompt, text in zip(prompts, texts, strict=True) for hit in self.found(prompt, text)]

@@ -92,6 +92,13 @@ class TokenDFA:
             accepting_S=accepting_S[member_C],
         )
 
+    def distance(self) -> Tensor:
+        """Fewest tokens from each state to an accepting one, int64 [S]; S where there is no way."""
+        distance_S = torch.where(self.accepting_S, 0, self.num_states)
+        for _ in range(self.num_states):
+            distance_S = torch.minimum(distance_S, distance_S[self.transitions_SV].amin(1) + 1)
+        return distance_S
+
     def _reachable(self) -> Tensor:
         reached_S = torch.zeros(self.num_states, dtype=torch.bool)
         frontier = torch.tensor([self.start])
@@ -160,10 +167,20 @@ class TokenOracle(Oracle):
         self.dfa = dfa
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return self.dfa.accepts(self._tokens(texts))
+
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        """1 where the automaton accepts, falling with the number of tokens it still asks for."""
+        distance_S = self.dfa.distance()
+        left_B = distance_S[self.dfa.final_state(self._tokens(texts))]
+        farthest = int(distance_S[distance_S < self.dfa.num_states].max())
+        return torch.where(left_B > farthest, 0.0, 1 - left_B / (farthest + 1))
+
+    def _tokens(self, texts: Sequence[str]) -> Tensor:
         sequences = [[int(token) for token in text.split()] for text in texts]
         tokens_BT = torch.full((len(texts), max(map(len, sequences))), EOS)
         for row_T, sequence in zip(tokens_BT, sequences, strict=True):
             if not all(0 <= token < self.dfa.num_tokens for token in sequence):
                 raise ValueError(f"a token is not one of 0 to {self.dfa.num_tokens - 1}")
             row_T[: len(sequence)] = torch.tensor(sequence, dtype=torch.long)
-        return self.dfa.accepts(tokens_BT)
+        return tokens_BT

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dinado.batch import RolloutBatch
+from dinado.rollouts.lookahead import likeliest, look_ahead
 from dinado.rollouts.sampler import Decoder, sample
 from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import store_summary
@@ -78,7 +80,10 @@ def collect(
     for block in missing:
         if not store.has_texts(block):
             progress.tokens += _sample_block(base, store, block)
-        _score_block(oracle, store, block)
+        if not store.has_scores(block):
+            _score_block(oracle, store, block)
+        if store.candidates:
+            _look_ahead(base, oracle, store, block)
         progress.done += len(store.spec.block(block)) * store.spec.per_prompt
         progress.seconds = time.monotonic() - start
         if on_progress is not None:
@@ -117,6 +122,32 @@ def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
         scores = oracle([store.spec.prompts[positions[row]] for row in rows], [texts[row] for row in rows])
         score_N[rows] = scores.cpu().numpy()
     store.write_scores(block, score_N)
+
+
+def _look_ahead(base: BaseLM, oracle: Oracle, store: RolloutStore, block: int) -> None:
+    """One pass of the base over the stored texts of a block, and the oracle's view of what could have followed."""
+    spec, table = store.spec, store.read_texts(block)
+    prompts = [spec.prompts[position] for position in spec.block(block)]
+    prompt_of = [position - spec.block(block)[0] for position in table["prompt_index"].to_pylist()]
+    tokens = table["tokens"].to_pylist()
+    ids_PS, mask_PS = (encoded.to(base.device) for encoded in base.encode_prompts(prompts))
+    batch = RolloutBatch.unjudged(ids_PS, mask_PS, prompt_of, tokens)
+    rows = [
+        look_ahead(
+            oracle,
+            prompts[prompt],
+            response,
+            *candidates,
+            base.decode,
+            eos_ids=base.eos_ids,
+            max_new_tokens=spec.max_new_tokens,
+            judge_truncated=store.truncated == "score",
+        )
+        for prompt, response, candidates in zip(
+            prompt_of, tokens, likeliest(base, batch, store.candidates), strict=True
+        )
+    ]
+    store.write_lookahead(block, rows)
 
 
 def _report(store: RolloutStore) -> None:

@@ -3,6 +3,7 @@
     <cache>/rollouts/<fingerprint>/manifest.json
                                    round-000/block-00000.arrow                      texts and log-probabilities
                                    round-000/scores-<fingerprint>/block-00000.arrow what an oracle said about them
+                                   round-000/lookahead-<fingerprint>/...            and about their beginnings
 
 Sampling is by far the dearest part, so the texts do not know the oracle: another one scores the same texts.
 """
@@ -19,10 +20,11 @@ import numpy as np
 import pyarrow as pa
 
 from dinado.errors import StoreError
+from dinado.rollouts.lookahead import Lookahead
 from dinado.rollouts.sampler import Samples
 from dinado.rollouts.shard import intact_digest, open_shard, write_atomic, write_shard
-from dinado.rollouts.spec import StoreSpec, Truncated
-from dinado.rollouts.table import SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
+from dinado.rollouts.spec import StoreSpec, Truncated, digest
+from dinado.rollouts.table import LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
 
 log = logging.getLogger(__name__)
 
@@ -38,6 +40,7 @@ class RolloutStore:
         oracle_fingerprint: which oracle judges.
         truncated: what becomes of responses cut off by the budget.
         round: number of the sampling round; rounds have streams of their own.
+        candidates: how many tokens to look into at every position (dinado/rollouts/lookahead.py); 0 for none.
 
     Raises:
         StoreError: the folder was made from something else, or its manifest cannot be read.
@@ -50,44 +53,53 @@ class RolloutStore:
         oracle_fingerprint: str,
         truncated: Truncated = "fail",
         round: int = 0,
+        candidates: int = 0,
     ) -> None:
         self.spec = spec
         self.truncated = truncated
         self.round = round
+        self.candidates = candidates
         self.folder = Path(cache) / "rollouts" / spec.fingerprint
         self._texts = self.folder / f"round-{round:03d}"
-        self._scores = self._texts / f"scores-{spec.scores_fingerprint(oracle_fingerprint, truncated)}"
+        judged = spec.scores_fingerprint(oracle_fingerprint, truncated)
+        self._scores = self._texts / f"scores-{judged}"
+        self._lookahead = self._texts / f"lookahead-{digest([judged, candidates])}"
         self._check_manifest()
 
     def missing_blocks(self) -> list[int]:
-        """Blocks whose texts or scores are not there, or not as they were written (which is reported)."""
-        missing = [block for block in range(self.spec.num_blocks) if not self.has_scores(block)]
-        for path in (path for block in missing for path in (self._text_path(block), self._score_path(block))):
+        """Blocks of which something is not there, or not as it was written (which is reported)."""
+        missing = [block for block in range(self.spec.num_blocks) if not self.has_block(block)]
+        paths = (self._text_path, self._score_path, self._lookahead_path)
+        for path in (path(block) for block in missing for path in paths):
             if path.exists() and intact_digest(path) is None:
                 log.warning("%s is damaged and will not be read; its block has to be made again", path)
         return missing
 
     def is_complete(self) -> bool:
         """Whether :meth:`read` can answer."""
-        return all(self.has_scores(block) for block in range(self.spec.num_blocks))
+        return all(self.has_block(block) for block in range(self.spec.num_blocks))
 
     def wait(self, poll_seconds: float = 0.5) -> None:
         """Return once the other processes have written their blocks."""
         for block in range(self.spec.num_blocks):
-            while not self.has_scores(block):
+            while not self.has_block(block):
                 time.sleep(poll_seconds)
 
     def has_texts(self, block: int) -> bool:
         """Whether a block has been sampled."""
         return intact_digest(self._text_path(block)) is not None
 
+    def has_block(self, block: int) -> bool:
+        """Whether nothing about a block is left to do."""
+        return self.has_scores(block) and (not self.candidates or self.has_lookahead(block))
+
     def has_scores(self, block: int) -> bool:
         """Whether a block has been sampled, and these texts been judged."""
-        texts = intact_digest(self._text_path(block))
-        path = self._score_path(block)
-        if texts is None or intact_digest(path) is None:
-            return False
-        return open_shard(path).schema.metadata == {_TEXTS_KEY: texts.encode()}
+        return self._is_about_texts(self._score_path(block), block)
+
+    def has_lookahead(self, block: int) -> bool:
+        """Whether a block has been sampled, and the beginnings of these texts been judged."""
+        return self._is_about_texts(self._lookahead_path(block), block)
 
     def write_texts(self, block: int, samples: Samples, texts: Sequence[str]) -> None:
         """Store what was sampled for the prompts of a block, unless another run was faster."""
@@ -119,13 +131,13 @@ class RolloutStore:
     def write_scores(self, block: int, score_N: np.ndarray) -> None:
         """Store what the oracle said about the rows of :meth:`read_texts`."""
         texts = self.read_texts(block)
-        sha256 = intact_digest(self._text_path(block))
-        assert sha256 is not None, "scored a block that is not there"
         columns = {"prompt_id": texts["prompt_id"], "sample": texts["sample"], "score": pa.array(score_N, pa.float32())}
-        write_shard(
-            self._score_path(block),
-            pa.table(columns, schema=SCORE_SCHEMA).replace_schema_metadata({_TEXTS_KEY: sha256}),
-        )
+        self._write_about_texts(self._score_path(block), block, pa.table(columns, schema=SCORE_SCHEMA))
+
+    def write_lookahead(self, block: int, rows: Sequence[Lookahead]) -> None:
+        """Store what was found about every token of each row of :meth:`read_texts`."""
+        columns = {name: [np.ravel(getattr(row, name)) for row in rows] for name in Lookahead._fields}
+        self._write_about_texts(self._lookahead_path(block), block, pa.table(columns, schema=LOOKAHEAD_SCHEMA))
 
     def read(self) -> Rollouts:
         """All rows, without truncated ones when these are dropped.
@@ -138,17 +150,37 @@ class RolloutStore:
                 f"{self._texts} lacks {len(missing)} of {self.spec.num_blocks} blocks (first: {missing[0]}); "
                 "start the run again to sample them"
             )
-        tables = [
-            self.read_texts(block).append_column("score", open_shard(self._score_path(block))["score"])
-            for block in range(self.spec.num_blocks)
-        ]
+        tables = [self._read_block(block) for block in range(self.spec.num_blocks)]
         return Rollouts(pa.concat_tables(tables), self.spec.prompts, keep_truncated=self.truncated != "drop")
+
+    def _read_block(self, block: int) -> pa.Table:
+        table = self.read_texts(block).append_column("score", open_shard(self._score_path(block))["score"])
+        if self.candidates:
+            lookahead = open_shard(self._lookahead_path(block))
+            for name in lookahead.column_names:
+                table = table.append_column(name, lookahead[name])
+        return table
+
+    def _write_about_texts(self, path: Path, block: int, table: pa.Table) -> None:
+        """Write a shard that says which texts it is about."""
+        sha256 = intact_digest(self._text_path(block))
+        assert sha256 is not None, "judged a block that is not there"
+        write_shard(path, table.replace_schema_metadata({_TEXTS_KEY: sha256}))
+
+    def _is_about_texts(self, path: Path, block: int) -> bool:
+        texts = intact_digest(self._text_path(block))
+        if texts is None or intact_digest(path) is None:
+            return False
+        return open_shard(path).schema.metadata == {_TEXTS_KEY: texts.encode()}
 
     def _text_path(self, block: int) -> Path:
         return self._texts / f"block-{block:05d}.arrow"
 
     def _score_path(self, block: int) -> Path:
         return self._scores / f"block-{block:05d}.arrow"
+
+    def _lookahead_path(self, block: int) -> Path:
+        return self._lookahead / f"block-{block:05d}.arrow"
 
     @property
     def _manifest(self) -> Path:

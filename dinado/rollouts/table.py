@@ -12,6 +12,7 @@ import pyarrow as pa
 
 from dinado.objectives.weights import WeightSummary
 from dinado.prompt import Prompt
+from dinado.rollouts.lookahead import Lookahead
 
 TEXT_SCHEMA = pa.schema(
     [
@@ -27,13 +28,21 @@ TEXT_SCHEMA = pa.schema(
     ]
 )
 SCORE_SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float32())])
+LOOKAHEAD_SCHEMA = pa.schema(
+    [
+        ("progress_T", pa.list_(pa.float32())),
+        ("candidate_TK", pa.list_(pa.int32())),
+        ("log_p_TK", pa.list_(pa.float32())),
+        ("outlook_TK", pa.list_(pa.float32())),
+    ]
+)
 
 
 class Rollouts:
     """The rows of a complete store, in the order of its prompts.
 
     Args:
-        table: rows of ``TEXT_SCHEMA`` and their ``score``.
+        table: rows of ``TEXT_SCHEMA``, their ``score`` and, where it was asked for, ``LOOKAHEAD_SCHEMA``.
         prompts: what ``prompt_index`` points into.
         keep_truncated: keep responses that did not end within the budget.
 
@@ -59,6 +68,8 @@ class Rollouts:
         self.length_N = self._tokens.length_N[kept_N]
         self.log_p_N = self._log_p.sums()[kept_N]
         self.log_s_N = _Ragged(table["log_s"]).sums()[kept_N]
+        names = [name for name in Lookahead._fields if name in table.column_names]
+        self._lookahead = {name: _Ragged(table[name]) for name in names}
 
     def __len__(self) -> int:
         """N."""
@@ -68,6 +79,13 @@ class Rollouts:
         """Token ids (int32) and their log-probabilities under the base (float32), without copying."""
         stored = self._row_N[row]
         return self._tokens[stored], self._log_p[stored]
+
+    def lookahead(self, row: int) -> Lookahead:
+        """What was found by looking ahead along a row; only if the store was asked to."""
+        assert self._lookahead, "the store was opened without candidates"
+        length = int(self.length_N[row])
+        progress_T, *rest = (column[self._row_N[row]] for column in self._lookahead.values())
+        return Lookahead(progress_T, *(values.reshape(length, -1) for values in rest))
 
     def text(self, row: int) -> str:
         """The decoded response."""

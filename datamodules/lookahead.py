@@ -1,0 +1,61 @@
+"""Targets of the lookahead objective: what is stored about every token, made into what q should be.
+
+Axes: T tokens of a rollout, K candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+
+from datamodules.rows import LookaheadTarget, Rows
+from dinado.models.prefix_value import PrefixCritic
+from dinado.objectives.lookahead import lookahead_targets
+from dinado.rollouts.table import Rollouts
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+
+
+def with_lookahead(
+    rows: Rows, rollouts: Rollouts, config: Config, eos_ids: Sequence[int]
+) -> tuple[Rows, dict[str, float]]:
+    """The rows with their targets, and numbers about the critic behind these."""
+    budget, objective = config.rollouts.max_new_tokens, config.objective
+    found = [rollouts.lookahead(row) for row in range(len(rows))]
+    tokens = [rollouts.response(row)[0] for row in range(len(rows))]
+    critic = PrefixCritic(
+        [row.progress_T for row in found],
+        tokens,
+        rows.score_N,
+        rows.weight_N,
+        rows.prompt_index_N,
+        eos_ids=eos_ids,
+        max_new_tokens=budget,
+        seed=config.seed,
+    )
+    targets = []
+    for row, (progress_T, candidate_TK, log_p_TK, outlook_TK) in enumerate(found):
+        last_T1 = np.arange(1, len(progress_T) + 1)[:, None] == budget
+        ends_TK = torch.from_numpy(np.isin(candidate_TK, list(eos_ids)) | last_T1)
+        value_TK = torch.where(ends_TK, torch.from_numpy(outlook_TK), critic.after(row, outlook_TK, candidate_TK))
+        other_T = critic.after_others(row, progress_T)
+        if config.rollouts.truncated != "score":
+            other_T[torch.from_numpy(last_T1[:, 0])] = 0.0
+        log_target_TL = lookahead_targets(
+            torch.from_numpy(log_p_TK),
+            value_TK,
+            other_T,
+            objective.sharpness,
+            objective.floor,
+        )
+        value_T = objective.floor + (1 - objective.floor) * critic.before(row, progress_T, tokens[row])
+        targets.append(LookaheadTarget(candidate_TK.astype(np.int64), log_target_TL.numpy(), value_T.numpy()))
+    return dataclasses.replace(rows, lookahead_N=targets), {
+        "targets/critic_ce": critic.ce,
+        "targets/prompt_ce": critic.prompt_ce,
+    }

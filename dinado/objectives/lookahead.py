@@ -1,0 +1,48 @@
+"""Looking one token ahead: what q should be, from the values of the beginnings that each likely token would make.
+
+The optimum is q*(v | y_<=i) proportional to p(v | y_<=i) R(y_<=i, v). Given values U of the K likeliest continuations
+and of all others together, that is a target for every token of the vocabulary at every prefix of every rollout,
+accepted or not. A loss on sampled tokens sees one of them, and only through a verdict at the end of the text; this one
+has the noise of the values alone. Axes: N positions, K candidates, L = K + 1 with all other tokens as the last.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+_NEARLY_ALL = 1 - 1e-6
+
+
+def lookahead_targets(
+    log_p_NK: Tensor, value_NK: Tensor, other_value_N: Tensor, sharpness: float, floor: float
+) -> Tensor:
+    """log of p (floor + (1 - floor) U)^sharpness, normalised, ``[N, L]``.
+
+    Args:
+        log_p_NK: of the candidates under the base.
+        value_NK, other_value_N: U after each candidate, and after any other token, in [0, 1].
+        sharpness: 1 is the optimum for these values. Where they see only part of what decides, more makes up for it.
+        floor: what certain failure counts for; above 0 keeps q from paying any price to avoid it.
+    """
+    log_p_NL = torch.cat([log_p_NK, _log_others(log_p_NK)], -1)
+    value_NL = torch.cat([value_NK, other_value_N[..., None]], -1)
+    log_value_NL = (floor + (1 - floor) * value_NL).clamp_min(1e-6).log()
+    return (log_p_NL + sharpness * log_value_NL).log_softmax(-1)
+
+
+def lookahead_divergence(log_q_BTK: Tensor, log_target_BTL: Tensor, weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
+    """KL(target || q) over candidates and all others together, weighted and summed over each rollout, ``[B]`` in nats.
+
+    Args:
+        log_q_BTK: of the candidates under the controlled model.
+        weight_BT: value of the prefix: what a model that obeys will rarely visit counts little.
+    """
+    log_q_BTL = torch.cat([log_q_BTK, _log_others(log_q_BTK)], -1)
+    kl_BT = (log_target_BTL.exp() * (log_target_BTL - log_q_BTL)).sum(-1)
+    return (kl_BT * weight_BT * mask_BT).sum(1)
+
+
+def _log_others(log_p_NK: Tensor) -> Tensor:
+    """log of the probability outside the candidates, ``[N, 1]``."""
+    return torch.log1p(-log_p_NK.exp().sum(-1, keepdim=True).clamp_max(_NEARLY_ALL))
