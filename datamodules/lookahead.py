@@ -42,12 +42,12 @@ def with_lookahead(
     for row, (progress_T, candidate_TK, log_p_TK, outlook_TK) in enumerate(found):
         last_T1 = np.arange(1, len(progress_T) + 1)[:, None] == budget
         ends_TK = torch.from_numpy(np.isin(candidate_TK, list(eos_ids)) | last_T1)
-        value_TK = torch.where(ends_TK, torch.from_numpy(outlook_TK), critic.after(row, outlook_TK, candidate_TK))
+        value_TK = torch.where(ends_TK, torch.tensor(outlook_TK), critic.after(row, outlook_TK, candidate_TK))
         other_T = critic.after_others(row, progress_T)
         if config.rollouts.truncated != "score":
             other_T[torch.from_numpy(last_T1[:, 0])] = 0.0
         log_target_TL = lookahead_targets(
-            torch.from_numpy(log_p_TK),
+            torch.tensor(log_p_TK),
             value_TK,
             other_T,
             objective.sharpness,

@@ -118,6 +118,29 @@ def test_the_path_alone_may_drive_the_ratios(tmp_path: Path, method: str) -> Non
     assert metrics["train/path_ce"] > 0
 
 
+ALONE = "objective.lookahead=1 objective.token_ce=0 objective.terminal_ce=0 targets.candidates=4 optim.lr=1e-2"
+
+
+@pytest.mark.parametrize(
+    ("experiment", "method", "parameters"),
+    [
+        ("exact_world", "nado", "network"),
+        ("exact_world", "dinado_soft", "network"),
+        ("exact_gpt2", "dinado_merge", "lora"),
+        ("exact_gpt2", "dinado_hard", "lora"),
+    ],
+)
+def test_looking_ahead_alone(tmp_path: Path, experiment: str, method: str, parameters: str) -> None:
+    """No loss but this one; what the oracle sees in prefixes is most of what there is."""
+    words = [f"method={method}", f"parameters={parameters}", *ALONE.split()]
+    if method != "dinado_hard":
+        words.append("objective.regulariser=0")
+    metrics = outcome(tmp_path, experiment, *words)
+    assert metrics["val/gap_closed"] > 0.45 and metrics["val/success"] > 0.7
+    assert 0 < metrics["targets/critic_ce"] < metrics["targets/prompt_ce"] - 0.05
+    assert metrics["train/lookahead"] > 0
+
+
 def test_training_numbers_are_written_every_so_many_steps(tmp_path: Path) -> None:
     words = ["method=dinado_hard", "parameters=lora", "optim.steps=7", "trainer.log_every=3", "rollouts.per_prompt=100"]
     outcome(tmp_path, "exact_gpt2", *words)

@@ -81,6 +81,12 @@ INVALID = [
     (PLAIN, "method=nado lora.r=4", "lora.r=4: ignored, network is trained"),
     ("exact_world", "method=dinado_merge lora.r=4", "lora.r=4: ignored, network is trained"),
     (PLAIN, "targets.clip=3", "targets.weights=uniform has nothing to clip"),
+    (PLAIN, "objective.floor=0.2", "ignored, objective.lookahead is 0"),
+    (PLAIN, "objective.sharpness=2", "ignored, objective.lookahead is 0"),
+    (PLAIN, "targets.candidates=8", "ignored, objective.lookahead is 0"),
+    (PLAIN, "method=sft objective.lookahead=1", "method=sft has a likelihood loss"),
+    (PLAIN, "objective.lookahead=1 objective.floor=1", "must be at least 0 and below 1"),
+    (PLAIN, "objective.lookahead=1 targets.candidates=0", "must be above 0"),
     ("exact_world", "base.name=gpt2", "task.name=exact_world brings its own base"),
     (PLAIN, "base.name=gpt2 base.run=runs/a/b", "ignored, base.run replaces it"),
     # parameters
