@@ -1,4 +1,4 @@
-"""The value of a beginning, R(c, y_<=t), from a few facts about it: a critic too small to memorise anything.
+"""The value of a beginning, R(c, y_<=t), from a few facts about it: a critic that cannot know a text by heart.
 
 What decides whether a rollout succeeds is mostly how far its beginning has come in the oracle's eyes, how much of the
 budget is left, and whether the text is about to end. A network of those facts alone learns from every beginning of
