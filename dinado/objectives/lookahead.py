@@ -1,9 +1,10 @@
 """Looking one token ahead: what q should be, from the values of the beginnings that each likely token would make.
 
-The optimum is q*(v | y_<=i) proportional to p(v | y_<=i) R(y_<=i, v). Given values U of the K likeliest continuations
-and of all others together, that is a target for every token of the vocabulary at every prefix of every rollout,
-accepted or not. A loss on sampled tokens sees one of them, and only through a verdict at the end of the text; this one
-has the noise of the values alone. Axes: N positions, K candidates, L = K + 1 with all other tokens as the last.
+By definition q*(v | y_<=i) is proportional to p(v | y_<=i) R(y_<=i, v) (NADO, Meng et al. 2022). Given values U of the
+K likeliest continuations and of all others together, that is a target for every token of the vocabulary at every
+prefix of every rollout, accepted or not. A loss on sampled tokens sees one of them, and only through a verdict at the
+end of the text; this one has the noise of the values alone. Axes: N positions, K candidates, L = K + 1 with all other
+tokens as the last. The target is our addition.
 """
 
 from __future__ import annotations

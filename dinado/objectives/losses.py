@@ -9,8 +9,7 @@ With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) befor
 * overflow  relu(log R)^2, for parameterisations that do not bound R by 1
 * path  the cross entropies and the overflow again, of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm
   can explain the oracle alone; here the ratios, which are what decodes, have to (our addition, docs/methods.md).
-
-* lookahead  the divergence of q from p times the value of every likely continuation, dinado/objectives/lookahead.py
+* lookahead  the divergence of q from p times the value of every likely continuation, see dinado/objectives/lookahead.py
 
 All are sums over a rollout, averaged over rollouts with importance weights. Axes: B rollouts, T response tokens.
 """

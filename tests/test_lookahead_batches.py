@@ -1,0 +1,78 @@
+"""Lookahead targets on their way into batches: verdicts where the text ends, the critic's word elsewhere, padding."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from datamodule_case import make_data
+
+from datamodules.tasks import Task
+from dinado.batch import RolloutBatch
+from dinado.models.base_lm import BaseLM
+from dinado.models.prefix_value import PrefixCritic
+
+FLOOR = 0.25
+
+
+@pytest.mark.parametrize(("truncated", "candidates"), [("fail", 2), ("fail", 5), ("score", 5)])
+def test_targets_where_the_response_ends(
+    shared_cache: Path, base: BaseLM, task: Task, truncated: str, candidates: int
+) -> None:
+    """At the last position every value is a verdict: that of the text, or failure where the budget cuts it off.
+
+    All 5 tokens as candidates leave nothing over; of 2, what is left over is cut off too.
+    """
+    settings = {"objective__lookahead": 1.0, "objective__floor": FLOOR, "rollouts__truncated": truncated}
+    data = make_data(shared_cache, base, task, **settings, targets__candidates=candidates)
+    rows = np.arange(len(data.rows))
+    batch = data.train_batch(rows, float(len(rows)))
+    assert batch.candidate_BTK is not None and batch.candidate_log_target_BTL is not None
+    assert batch.value_BT is not None
+    last = data.config.rollouts.max_new_tokens - 1
+    checked = 0
+    for row in range(len(rows)):
+        length = int(batch.response_mask_BT[row].sum())
+        assert not batch.value_BT[row, length:].any() and not batch.candidate_BTK[row, length:].any()
+        assert ((batch.value_BT[row, :length] >= FLOOR) & (batch.value_BT[row, :length] <= 1)).all()
+        total_T = batch.candidate_log_target_BTL[row, :length].exp().sum(-1)
+        torch.testing.assert_close(total_T, torch.ones(length))
+        if length <= last:
+            continue
+        checked += 1
+        prefix = batch.response_BT[row, :last].tolist()
+        tokens = batch.candidate_BTK[row, last].tolist()
+        verdict = []
+        for token in tokens:
+            ends = token in base.eos_ids
+            text = base.decode(prefix if ends else [*prefix, token])
+            judged = ends or truncated == "score"
+            verdict.append(float(task.oracle([data.task.train_prompts[0]], [text])) if judged else 0.0)
+        prompt = data.task.train_prompts[int(data.rows.prompt_index_N[row])]
+        response = batch.response_BT[row, :length].tolist()
+        single = RolloutBatch.unjudged(*base.encode_prompts([prompt]), [0], [response])
+        p_K = base.head.logits(base.states(single).hidden_BTD[0, last]).softmax(-1)[tokens]
+        weighted_K = p_K * (FLOOR + (1 - FLOOR) * torch.tensor(verdict))
+        found_K = batch.candidate_log_target_BTL[row, last, :-1].exp()
+        total = weighted_K.sum() + (1 - p_K.sum()) * FLOOR
+        torch.testing.assert_close(found_K, weighted_K / total, rtol=0, atol=1e-4)
+    assert checked > 3
+    assert 0 < data.summary["targets/critic_ce"] < 1
+
+
+def test_held_out_batches_and_other_objectives_have_none(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    with_it = make_data(shared_cache, base, task, objective__lookahead=1.0, targets__candidates=5)
+    without = make_data(shared_cache, base, task)
+    assert next(iter(with_it.val_dataloader())).candidate_BTK is None
+    assert next(iter(without.train_dataloader())).candidate_BTK is None
+    assert "targets/critic_ce" not in without.summary
+
+
+def test_rollouts_of_one_token_say_nothing_about_endings() -> None:
+    tokens = [np.array([token]) for token in (0, 1, 2, 1)]
+    zeros = [np.zeros(1, dtype=np.float32)] * 4
+    score_N, ones = np.array([0.0, 1.0, 0.0, 1.0]), np.ones(4)
+    critic = PrefixCritic(zeros, tokens, score_N, ones, np.zeros(4, int), eos_ids=[0], max_new_tokens=3, seed=0)
+    assert torch.isfinite(critic.before(0, zeros[0], tokens[0])).all()
