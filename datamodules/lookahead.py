@@ -55,7 +55,16 @@ def with_lookahead(
         )
         value_T = objective.floor + (1 - objective.floor) * critic.before(row, progress_T, tokens[row])
         targets.append(LookaheadTarget(candidate_TK.astype(np.int64), log_target_TL.numpy(), value_T.numpy()))
+    mean = _mean_value(targets, rows.weight_N)
+    targets = [target._replace(value_T=target.value_T / mean) for target in targets]
     return dataclasses.replace(rows, lookahead_N=targets), {
         "targets/critic_ce": critic.ce,
         "targets/prompt_ce": critic.prompt_ce,
     }
+
+
+def _mean_value(targets: Sequence[LookaheadTarget], weight_N: np.ndarray) -> float:
+    """Over all tokens. What the values are divided by, or the objective's weight would mean less for a rare oracle."""
+    value_N = np.array([target.value_T.sum() for target in targets])
+    length_N = np.array([len(target.value_T) for target in targets])
+    return float((weight_N * value_N).sum() / (weight_N * length_N).sum())

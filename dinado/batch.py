@@ -28,7 +28,7 @@ class RolloutBatch:
         root_B: success rate R(c) of the row's prompt as estimated from its stored rollouts, strictly inside (0, 1).
         candidate_BTK, candidate_log_target_BTL, value_BT: for the lookahead objective, else None: the base's likeliest
             tokens at each position, what q should give them and (last) all others, in log space, and the value of the
-            prefix; 0 on padding.
+            prefix relative to the mean over all tokens of all rollouts; 0 on padding.
         prompt_index_P: position of each prompt in the task's list of training or held-out prompts, where that is known.
         weight_total: sum of `weight_B` over the whole optimiser step, all processes and micro-batches included. A
             held-out batch with weight_total 0 is filler that keeps processes in step, and is counted nowhere.

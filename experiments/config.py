@@ -182,7 +182,8 @@ class ObjectiveConfig:
     cross entropy with an overflow penalty, `poisson` the generalised KL divergence with slope R - C."""
     lookahead: float = 0.0
     """Weight of KL(target || q) at every prefix, with the target p U^sharpness: U is the value of the beginning that
-    each likely token would make, estimated from the oracle's `progress` (docs/methods.md)."""
+    each likely token would make, estimated from the oracle's `progress` (docs/methods.md). A prefix counts by its own U
+    over the mean of all."""
     sharpness: float = 1.0
     """Power of U in the lookahead target; more than 1 makes up for values that see only part of what decides."""
     floor: float = 0.0

@@ -31,12 +31,16 @@ def test_targets_where_the_response_ends(
     batch = data.train_batch(rows, float(len(rows)))
     assert batch.candidate_BTK is not None and batch.candidate_log_target_BTL is not None
     assert batch.value_BT is not None
+    # Relative to their mean, which is below 1; none falls below the floor.
+    assert float(batch.value_BT.sum()) == pytest.approx(int(batch.response_mask_BT.sum()), rel=1e-4)
+    smallest, largest = (float(f(batch.value_BT[batch.response_mask_BT.bool()])) for f in (torch.min, torch.max))
+    assert FLOOR < smallest < 1 < largest and largest / smallest <= 1 / FLOOR
     last = data.config.rollouts.max_new_tokens - 1
     checked = 0
     for row in range(len(rows)):
         length = int(batch.response_mask_BT[row].sum())
         assert not batch.value_BT[row, length:].any() and not batch.candidate_BTK[row, length:].any()
-        assert ((batch.value_BT[row, :length] >= FLOOR) & (batch.value_BT[row, :length] <= 1)).all()
+        assert (batch.value_BT[row, :length] > 0).all()
         total_T = batch.candidate_log_target_BTL[row, :length].exp().sum(-1)
         torch.testing.assert_close(total_T, torch.ones(length))
         if length <= last:

@@ -75,6 +75,7 @@ def test_progress_of_the_built_in_oracles() -> None:
     lexical, regex, length = LexicalOracle(), RegexOracle("a+b"), LengthOracle(min_words=4, max_words=5)
     concepts = ["dog", "run", "park"]
     assert progress(lexical, "The dogs", concepts=concepts) == pytest.approx(1 / 3)
+    assert progress(lexical, "The dogs ran in a par", concepts=concepts) == pytest.approx(2 / 3 + 3 / 4 / 3)
     assert progress(lexical, "The dogs ran in a park.", concepts=concepts) == 1
     assert [progress(regex, text) for text in ("aa", "aab")] == [0, 1]  # judged as if it were finished
     assert [progress(length, "w " * n) for n in (0, 1, 4, 5, 6)] == [0, 0.25, 1, 1, 0]
@@ -82,6 +83,20 @@ def test_progress_of_the_built_in_oracles() -> None:
     assert progress(lexical & length, "The dogs", concepts=concepts) == pytest.approx((1 / 3 + 1 / 2) / 2)
     assert progress(regex | length, "aab") == 1
     assert progress(~regex, "aab") == 0
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("A fris", 4 / 7 / 2),  # letters of frisbee
+        ("A fris ", 0),  # a word of its own
+        ("A fr", 0),  # too short to tell
+        ("A frisbee ice", (1 + 1 / 2) / 2),  # one word of two, and not the whole
+        ("A frisbee fris", 1 / 2),  # found already
+    ],
+)
+def test_a_word_that_the_text_breaks_off_in_counts_by_its_letters(text: str, expected: float) -> None:
+    assert progress(LexicalOracle(["frisbee", "ice cream"]), text) == pytest.approx(expected)
 
 
 def test_progress_of_an_automaton_falls_with_the_tokens_it_asks_for() -> None:

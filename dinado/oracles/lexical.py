@@ -9,6 +9,8 @@ from dinado.oracles.base import Oracle
 from dinado.oracles.inflection import forms, split_words
 from dinado.prompt import Prompt
 
+_SHORTEST_FRAGMENT = 3
+
 
 class LexicalOracle(Oracle):
     """1 if every concept occurs in the text in some inflected form, else 0.
@@ -29,9 +31,11 @@ class LexicalOracle(Oracle):
         return [float(all(self.found(prompt, text))) for prompt, text in zip(prompts, texts, strict=True)]
 
     def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """Share of the concepts found so far."""
-        found = [self.found(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
-        return [sum(hits) / len(hits) for hits in found]
+        """Share of the concepts found so far, a word that the text breaks off in counting by its letters.
+
+        Words of several tokens would otherwise look like a waste until their last one.
+        """
+        return [self._progress(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def coverage(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[int, int]:
         """Concepts found and concepts asked for, summed over texts; their ratio is the micro coverage."""
@@ -44,16 +48,39 @@ class LexicalOracle(Oracle):
         Raises:
             OracleError: the prompt has no concepts and the oracle no words of its own.
         """
+        words = split_words(text)
+        return [_occurs(split_words(concept), words) for concept in self._concepts(prompt)]
+
+    def _concepts(self, prompt: Prompt) -> Sequence[str]:
         concepts = self.words or prompt.data.get("concepts")
         if not concepts:
             raise OracleError(
                 f"prompt {prompt.id!r} has no `concepts` for the lexical oracle; add them or set oracle.words"
             )
+        return concepts
+
+    def _progress(self, prompt: Prompt, text: str) -> float:
+        hits = self.found(prompt, text)
         words = split_words(text)
-        return [_occurs(split_words(concept), words) for concept in concepts]
+        begun = 0.0
+        if words and text[-1:].isalnum() and not all(hits):
+            missing = [concept for concept, hit in zip(self._concepts(prompt), hits, strict=True) if not hit]
+            begun = max(_begun(split_words(concept), words[-1]) for concept in missing)
+        return (sum(hits) + begun) / len(hits)
 
 
 def _occurs(concept: list[str], words: list[str]) -> bool:
     wanted = [forms(part) for part in concept]
     windows = range(len(words) - len(wanted) + 1)
     return any(all(words[start + i] in form for i, form in enumerate(wanted)) for start in windows)
+
+
+def _begun(concept: list[str], fragment: str) -> float:
+    """How much of a concept's first word a fragment is, by letters, in the form of which it is most.
+
+    A fragment too short to tell counts nothing, and no fragment is the whole concept.
+    """
+    if len(fragment) < _SHORTEST_FRAGMENT:
+        return 0.0
+    shares = [len(fragment) / len(form) for form in forms(concept[0]) if form.startswith(fragment)]
+    return max(shares, default=0.0) / len(concept)
