@@ -24,8 +24,8 @@ from dinado.models.scores import Needs, NetworkScores, PolicyScores, Scored
 from dinado.models.trainable import adapter_norm, build_full, build_lora, build_network
 from dinado.objectives.lookahead import lookahead_divergence
 from dinado.objectives.losses import LossWeights, OracleLoss, oracle_loss
+from dinado.objectives.reduction import Link
 from dinado.objectives.values import TokenValues, log_beta
-from dinado.objectives.vocabulary import Link
 from dinado.seeding import derive_seed
 from experiments.config import Config
 from experiments.rules import resolved_parameters

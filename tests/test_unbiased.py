@@ -24,8 +24,9 @@ from torch.nn.functional import logsigmoid
 from dinado.exact import EnumeratedWorld
 from dinado.models.tiny_gpt2 import build_tiny_gpt2
 from dinado.objectives.losses import LossWeights, oracle_loss
+from dinado.objectives.reduction import Head
 from dinado.objectives.values import TokenValues, hard_values, nado_values, soft_values
-from dinado.objectives.vocabulary import Head, VocabularyStatistics, vocabulary_statistics
+from dinado.objectives.vocabulary import VocabularyStatistics, vocabulary_statistics
 from dinado.oracles.tokens import TokenDFA, token_dfa
 
 V, T = 4, 3

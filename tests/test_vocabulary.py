@@ -10,13 +10,9 @@ import torch
 from torch import Tensor
 from vocabulary_case import LENGTHS, LINKS, B, Case, D, E, T, V
 
-from dinado.objectives import vocabulary
-from dinado.objectives.vocabulary import (
-    Head,
-    VocabularyStatistics,
-    apply_link,
-    token_log_probs,
-)
+from dinado.objectives import reduction
+from dinado.objectives.reduction import Head, link_scores
+from dinado.objectives.vocabulary import VocabularyStatistics, token_log_probs
 
 
 def weighted_sum(statistics: VocabularyStatistics) -> Tensor:
@@ -27,13 +23,13 @@ def weighted_sum(statistics: VocabularyStatistics) -> Tensor:
     return total
 
 
-@pytest.mark.parametrize("chunk", [vocabulary.CHUNK_ELEMENTS, 2 * V, 1])
+@pytest.mark.parametrize("chunk", [reduction.CHUNK_ELEMENTS, 2 * V, 1])
 @pytest.mark.parametrize("support", [0, 3, V, 99])
 @pytest.mark.parametrize("link", LINKS)
 def test_statistics_are_the_full_vocabulary_formulas(
     link: str, support: int, chunk: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(reduction, "CHUNK_ELEMENTS", chunk)
     case, plain_case = Case(), Case()
     found, plain = case.statistics(link, support=support), plain_case.plain(link, min(support, V))
     for name, ours, exact in zip(VocabularyStatistics._fields[:4], found[:4], plain[:4], strict=True):
@@ -83,7 +79,7 @@ def test_log_q_is_the_normalised_product(link: str) -> None:
 @pytest.mark.parametrize("frozen", [False, True])
 @pytest.mark.parametrize("chunk", [10**6, V])
 def test_token_log_probs(chunk: int, frozen: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(reduction, "CHUNK_ELEMENTS", chunk)
     case = Case()
     head, trained = case.own_head, case.trained
     if frozen:
@@ -133,11 +129,11 @@ def test_the_padding_may_hold_anything() -> None:
         assert torch.isfinite(gradient).all()
 
 
-@pytest.mark.parametrize("chunk", [vocabulary.CHUNK_ELEMENTS, 2 * V])
+@pytest.mark.parametrize("chunk", [reduction.CHUNK_ELEMENTS, 2 * V])
 @pytest.mark.parametrize("link", LINKS)
 def test_nothing_over_the_vocabulary_is_kept(link: str, chunk: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """All that autograd saves between the passes are the states and tokens that come in."""
-    monkeypatch.setattr(vocabulary, "CHUNK_ELEMENTS", chunk)
+    monkeypatch.setattr(reduction, "CHUNK_ELEMENTS", chunk)
 
     def saved(compute: Callable[[], object]) -> int:
         tensors: dict[int, Tensor] = {}
@@ -159,7 +155,5 @@ def test_nothing_over_the_vocabulary_is_kept(link: str, chunk: int, monkeypatch:
 
 
 def test_extreme_scores_stay_finite() -> None:
-    u_NV = torch.tensor([[-200.0, 200.0, 0.0]])
-    log_p_NV = torch.tensor([[0.2, 0.3, 0.5]]).log()
-    score_NV = apply_link("logsigmoid", u_NV, log_p_NV)
+    score_NV = link_scores("logsigmoid", torch.tensor([[-200.0, 200.0, 0.0]]))
     assert score_NV[0].tolist() == pytest.approx([-200.0, 0.0, math.log(0.5)], abs=1e-6)

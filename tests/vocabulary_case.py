@@ -7,8 +7,8 @@ import math
 import torch
 from torch import Tensor
 
+from dinado.objectives.reduction import Head
 from dinado.objectives.vocabulary import (
-    Head,
     VocabularyStatistics,
     vocabulary_statistics,
 )

@@ -20,7 +20,8 @@ from torch import Tensor, nn
 from dinado.batch import RolloutBatch
 from dinado.errors import DataError, UserError
 from dinado.models.shared_prefix import align, run_shared
-from dinado.objectives.vocabulary import Head, token_log_probs
+from dinado.objectives.reduction import Head
+from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
 
 

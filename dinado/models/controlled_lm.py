@@ -20,7 +20,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from dinado.models.base_lm import BaseLM
 from dinado.models.scores import NetworkScores, PolicyScores, adapters
 from dinado.models.shared_prefix import positions_PS
-from dinado.objectives.vocabulary import apply_link
+from dinado.objectives.reduction import link_scores
 
 
 class ControlledLM(PreTrainedModel, GenerationMixin):
@@ -108,26 +108,25 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         taps = [last if i == layers else out.hidden_states[i] for i in indices]
         view = _view(cache, layers, layers + network.layers)
         (state,) = network.run(network.features(taps), past_key_values=view, **where)
-        log_p = self.base.head.logits(last[:, -keep:]).log_softmax(-1)
         u = network.head(self.base.head).logits(network.score_hidden(state[:, -keep:]))
-        return log_p + self.alpha * apply_link(scores.link, u, log_p)
+        return self.base.head.logits(last[:, -keep:]) + self.alpha * link_scores(scores.link, u)
 
     def _policy(
         self, scores: PolicyScores, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]
     ) -> Tensor:
         layers = self.base.num_layers
 
-        def log_probs(lm: BaseLM, start: int) -> Tensor:
+        def logits(lm: BaseLM, start: int) -> Tensor:
             view = _view(cache, start, start + layers)
             out = lm.model.base_model(ids_NL, past_key_values=view, use_cache=True, **where)
-            return lm.head.logits(out.last_hidden_state[:, -keep:]).log_softmax(-1)
+            return lm.head.logits(out.last_hidden_state[:, -keep:])
 
-        log_q = log_probs(scores.policy, 0)
+        of_policy = logits(scores.policy, 0)
         if self.alpha == 1.0:
-            return log_q
+            return of_policy
         with adapters(self.base, on=False):
-            log_p = log_probs(self.base, layers)
-        return log_p + self.alpha * (log_q - log_p)
+            of_base = logits(self.base, layers)
+        return of_base + self.alpha * (of_policy - of_base)
 
 
 def _view(cache: Cache, start: int, stop: int) -> DynamicCache:

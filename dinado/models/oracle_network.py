@@ -15,7 +15,7 @@ from transformers import LlamaConfig, LlamaModel
 
 from dinado.models.base_lm import LMStates
 from dinado.models.shared_prefix import align, run_shared
-from dinado.objectives.vocabulary import Head
+from dinado.objectives.reduction import Head
 
 
 class OracleNetwork(nn.Module):

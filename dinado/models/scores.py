@@ -18,7 +18,8 @@ from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM, LMStates
 from dinado.models.oracle_network import OracleNetwork
 from dinado.models.shared_prefix import align
-from dinado.objectives.vocabulary import Link, VocabularyStatistics, token_log_probs, vocabulary_statistics
+from dinado.objectives.reduction import Link
+from dinado.objectives.vocabulary import VocabularyStatistics, token_log_probs, vocabulary_statistics
 
 
 class Needs(NamedTuple):

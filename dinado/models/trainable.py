@@ -11,7 +11,7 @@ from torch import nn
 from dinado.models.base_lm import BaseLM
 from dinado.models.oracle_network import OracleNetwork
 from dinado.models.scores import NetworkScores, PolicyScores, add_lora
-from dinado.objectives.vocabulary import Link
+from dinado.objectives.reduction import Link
 from dinado.seeding import derive_seed
 
 

@@ -1,0 +1,234 @@
+"""One pass over the vocabulary and its derivative, with nothing of that axis kept in between.
+
+A score s_i(v) is a function of the score logits u_i(v) alone, so whatever a loss makes of the reduced numbers, its
+derivative by u_i(v) is a few entries (the tokens asked about, the token of the maximum) and one dense row times a
+number: q_i(v) ds/du. With a frozen output matrix W that dense row only ever meets W, so its product with W is formed in
+the forward pass, while the row is at hand, and the backward pass has lookups left to do. A trained W needs the row
+itself: it is computed again.
+
+Axes: N tokens, n of them at once, K asked about, V vocabulary, E width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from typing import Any, Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+Link = Literal["log_ratio", "identity", "logsigmoid"]
+CHUNK_ELEMENTS = 8_000_000
+"""Logits formed at once; 32 MB a tensor in float32."""
+
+
+class Head(NamedTuple):
+    """A linear map from states to the vocabulary: ``scale * (h @ weight.T + bias)``."""
+
+    weight_VD: Tensor
+    bias_V: Tensor | None = None
+    scale: float = 1.0
+
+    def logits(self, hidden_ND: Tensor) -> Tensor:
+        """Logits ``[N, V]``, in float32 at least."""
+        logits_NV = F.linear(hidden_ND, self.weight_VD, self.bias_V)
+        return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()) * self.scale
+
+
+class Reduced(NamedTuple):
+    """What is left of the vocabulary, in float32 at least.
+
+    Attributes:
+        log_p_NK: log p of the tokens asked about; no gradient. Zero without a base.
+        score_NK: their scores s; log q without a base.
+        log_mean_N: log E_p[exp s]; the constant 0 with ``log_ratio``.
+        maximum_N: largest score; zero when it was not asked for.
+    """
+
+    log_p_NK: Tensor
+    score_NK: Tensor
+    log_mean_N: Tensor
+    maximum_N: Tensor
+
+
+def reduce_vocabulary(
+    score_NE: Tensor,
+    score_head: Head,
+    tokens_NK: Tensor,
+    link: Link,
+    base: tuple[Tensor, Head] | None = None,
+    *,
+    maximum: bool = False,
+    support: int = 0,
+) -> Reduced:
+    """Reduce score logits, and base logits where there is a base, to what is said about K tokens a position.
+
+    Args:
+        link: see :func:`dinado.objectives.vocabulary.vocabulary_statistics`; without a base only ``log_ratio``.
+        base: states ``[N, D]`` and head of the frozen base.
+
+    Returns:
+        Differentiable by ``score_NE`` and the score head.
+    """
+    weight_VE, bias_V, scale = score_head
+    plan = _Plan(scale, base, tokens_NK, link, maximum, support)
+    return Reduced(*_Reduce.apply(score_NE, weight_VE, bias_V, plan))
+
+
+class _Plan(NamedTuple):
+    """What a pass is to do, beside the tensors that may want a gradient."""
+
+    scale: float
+    base: tuple[Tensor, Head] | None
+    tokens_NK: Tensor
+    link: Link
+    maximum: bool
+    support: int
+
+
+class _Chunk(NamedTuple):
+    """Some tokens over the whole vocabulary; lives for one turn of a loop."""
+
+    log_p_nV: Tensor | None
+    score_nV: Tensor
+    log_mean_n: Tensor
+    log_q_nV: Tensor
+
+
+class _Reduce(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, score_NE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, plan: _Plan
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        head = Head(weight_VE, bias_V, plan.scale)
+        ctx.head_is_trained = any(ctx.needs_input_grad[1:3])
+        keeps_mean = ctx.needs_input_grad[0] and not ctx.head_is_trained
+        parts: list[tuple[Tensor, ...]] = []
+        mean_NE = torch.empty_like(score_NE) if keeps_mean else None
+        for rows in _chunks(len(score_NE), len(weight_VE)):
+            chunk = _over_vocabulary(score_NE, head, plan, rows)
+            tokens_nK = plan.tokens_NK[rows]
+            score_nK = chunk.score_nV.gather(1, tokens_nK)
+            log_p_nK = torch.zeros_like(score_nK) if chunk.log_p_nV is None else chunk.log_p_nV.gather(1, tokens_nK)
+            maximum_n, place_n = _maximum(chunk, plan)
+            parts.append((log_p_nK, score_nK, chunk.log_mean_n, maximum_n, place_n))
+            if mean_NE is not None:
+                mean_NE[rows] = _dense_row(chunk, plan.link).to(weight_VE.dtype) @ weight_VE
+        log_p_NK, score_NK, log_mean_N, maximum_N, place_N = (torch.cat(column) for column in zip(*parts, strict=True))
+        ctx.mark_non_differentiable(log_p_NK, *([log_mean_N] if plan.link == "log_ratio" else []))
+        if any(ctx.needs_input_grad[:3]):
+            ctx.plan = plan
+            ctx.autocast = _same_autocast(score_NE.device.type)
+            kept = (score_NE, weight_VE, bias_V) if ctx.head_is_trained else (mean_NE, weight_VE, None)
+            ctx.save_for_backward(*kept, score_NK, maximum_N, place_N)
+        return log_p_NK, score_NK, log_mean_N, maximum_N
+
+    @staticmethod
+    @once_differentiable
+    def backward(
+        ctx: Any, _: Tensor, grad_score_NK: Tensor, grad_mean_N: Tensor, grad_maximum_N: Tensor
+    ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
+        plan: _Plan = ctx.plan
+        kept_NE, weight_VE, bias_V, score_NK, maximum_N, place_N = ctx.saved_tensors
+        # The sparse entries: the tokens asked about, and the token of the maximum.
+        index_NJ, grad_NJ, score_NJ = plan.tokens_NK, grad_score_NK, score_NK
+        if plan.maximum:
+            index_NJ = torch.cat([index_NJ, place_N[:, None]], 1)
+            grad_NJ = torch.cat([grad_NJ, grad_maximum_N[:, None]], 1)
+            score_NJ = torch.cat([score_NJ, maximum_N[:, None]], 1)
+        # The dense row counts against log q, of which a policy's scores are made, or for the normaliser.
+        dense_N = -grad_NJ.sum(1) if plan.link == "log_ratio" else grad_mean_N
+        sparse_NJ = grad_NJ * _slope(score_NJ, plan.link) * plan.scale
+        dense_N = dense_N * plan.scale
+        if not ctx.head_is_trained:
+            sparse_NE = F.embedding_bag(
+                index_NJ, weight_VE, per_sample_weights=sparse_NJ.to(weight_VE.dtype), mode="sum"
+            )
+            grad_NE = sparse_NE.to(dense_N.dtype) + dense_N[:, None] * kept_NE.to(dense_N.dtype)
+            return grad_NE.to(kept_NE.dtype), None, None, None
+        with ctx.autocast():
+            grads = _through_head(kept_NE, Head(weight_VE, bias_V, plan.scale), plan, index_NJ, sparse_NJ, dense_N)
+        return *grads, None
+
+
+def _through_head(
+    score_NE: Tensor, head: Head, plan: _Plan, index_NJ: Tensor, sparse_NJ: Tensor, dense_N: Tensor
+) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Gradients by states, weight and bias, from logits that are computed again."""
+    grad_NE = torch.empty_like(score_NE)
+    grad_VE = torch.zeros_like(head.weight_VD)
+    grad_V = None if head.bias_V is None else torch.zeros_like(head.bias_V)
+    for rows in _chunks(len(score_NE), len(head.weight_VD)):
+        grad_nV = _dense_row(_over_vocabulary(score_NE, head, plan, rows), plan.link).mul_(dense_N[rows][:, None])
+        grad_nV = grad_nV.scatter_add_(1, index_NJ[rows], sparse_NJ[rows]).to(head.weight_VD.dtype)
+        grad_NE[rows] = (grad_nV @ head.weight_VD).to(score_NE.dtype)
+        grad_VE += grad_nV.T @ score_NE[rows].to(grad_nV.dtype)
+        if grad_V is not None:
+            grad_V += grad_nV.sum(0)
+    return grad_NE, grad_VE, grad_V
+
+
+def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> _Chunk:
+    logits_nV = head.logits(score_NE[rows])
+    log_p_nV = None
+    if plan.base is not None:
+        base_ND, base_head = plan.base
+        log_p_nV = base_head.logits(base_ND[rows]).log_softmax(1)
+    if plan.link == "log_ratio":
+        log_q_nV = logits_nV.log_softmax(1)
+        score_nV = log_q_nV if log_p_nV is None else log_q_nV - log_p_nV
+        # A policy is normalised already; forming the sum would only add rounding.
+        return _Chunk(log_p_nV, score_nV, torch.zeros_like(logits_nV[:, 0]), log_q_nV)
+    assert log_p_nV is not None, "only a policy is a distribution without its base"
+    score_nV = link_scores(plan.link, logits_nV)
+    joint_nV = log_p_nV + score_nV
+    log_mean_n = joint_nV.logsumexp(1)
+    return _Chunk(log_p_nV, score_nV, log_mean_n, joint_nV.sub_(log_mean_n[:, None]))
+
+
+def link_scores(link: Link, logits_NV: Tensor) -> Tensor:
+    """Scores of an oracle network's logits."""
+    return F.logsigmoid(logits_NV) if link == "logsigmoid" else logits_NV
+
+
+def _slope(score: Tensor, link: Link) -> Tensor:
+    """ds/du, of log q itself for a policy: d log sigmoid(u) / du = 1 - sigmoid(u)."""
+    return -torch.expm1(score) if link == "logsigmoid" else torch.ones_like(score)
+
+
+def _dense_row(chunk: _Chunk, link: Link) -> Tensor:
+    """q ds/du; may overwrite the chunk, which nothing reads any more."""
+    q_nV = chunk.log_q_nV.exp() if chunk.score_nV is chunk.log_q_nV else chunk.log_q_nV.exp_()
+    return q_nV.mul_(-chunk.score_nV.expm1_()) if link == "logsigmoid" else q_nV
+
+
+def _maximum(chunk: _Chunk, plan: _Plan) -> tuple[Tensor, Tensor]:
+    """Largest score and its token."""
+    if not plan.maximum:
+        nothing_n = torch.zeros_like(chunk.log_mean_n)
+        return nothing_n, nothing_n.long()
+    if not plan.support or plan.support >= chunk.score_nV.shape[1] or chunk.log_p_nV is None:
+        largest = chunk.score_nV.max(1)
+        return largest.values, largest.indices
+    likely_nk = chunk.log_p_nV.topk(plan.support, dim=1).indices
+    largest = chunk.score_nV.gather(1, likely_nk).max(1)
+    return largest.values, likely_nk.gather(1, largest.indices[:, None])[:, 0]
+
+
+def _same_autocast(device_type: str) -> Any:
+    """A context manager that brings back the mixed precision of this moment, or its absence."""
+    enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
+
+    def again() -> AbstractContextManager[Any]:
+        return torch.autocast(device_type, dtype=dtype, enabled=enabled)
+
+    return again
+
+
+def _chunks(num_tokens: int, vocab_size: int) -> Iterator[slice]:
+    """Rows whose logits are formed at once."""
+    rows = max(1, CHUNK_ELEMENTS // vocab_size)
+    return (slice(start, start + rows) for start in range(0, max(num_tokens, 1), rows))
