@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.rows import Rows, rows_by_prompt
-from dinado.batch import RolloutBatch
+from dinado.batch import RecordedStates, RolloutBatch
 from dinado.errors import ConfigError
 from dinado.models.base_lm import BaseLM
 from dinado.prompt import Prompt
@@ -194,6 +194,7 @@ def collate(
         weight_B=torch.from_numpy(rows.weight_N[row_B]),
         root_B=torch.from_numpy(rows.root_N[row_B]),
         **_lookahead(rows, row_B),
+        recorded=_recorded(rows, row_B, prompt_index_P),
         prompt_index_P=torch.from_numpy(prompt_index_P.astype(np.int64)),
         weight_total=weight_total,
     )
@@ -208,6 +209,19 @@ def _lookahead(rows: Rows, row_B: np.ndarray) -> dict[str, Tensor]:
         name: pad_sequence([torch.from_numpy(values[index]) for values in targets], batch_first=True)
         for index, name in enumerate(("candidate_BTK", "candidate_log_target_BTL", "value_BT"))
     }
+
+
+def _recorded(rows: Rows, row_B: np.ndarray, prompt_index_P: np.ndarray) -> RecordedStates | None:
+    """The states of a batch, if they were kept, padded like its tokens."""
+    if rows.states is None:
+        return None
+    prompts = [rows.states.prompt(int(index)) for index in prompt_index_P]
+    responses = [rows.states.response(int(row)) for row in row_B]
+    return RecordedStates(
+        rows.states.depths,
+        pad_sequence(prompts, batch_first=True, padding_side="left"),
+        pad_sequence(responses, batch_first=True),
+    )
 
 
 def _pad(sequences: Sequence[np.ndarray], fill: float, dtype: type, left: bool = False) -> tuple[Tensor, Tensor]:

@@ -24,6 +24,7 @@ from datamodules.batching import (
 from datamodules.lookahead import with_lookahead
 from datamodules.references import rows_of_references
 from datamodules.rows import Rows, rows_of_rollouts, weight_summary
+from datamodules.states import state_store, with_states
 from datamodules.stores import looks_ahead, train_store, uses_rollouts, val_store
 from datamodules.tasks import Task
 from dinado.batch import RolloutBatch
@@ -193,7 +194,8 @@ class RolloutDataModule(LightningDataModule):
         config = self.config
         if not uses_rollouts(config):
             return rows_of_references(self.task.train_prompts, self._base)
-        rollouts = train_store(config, self._base, self.task).read()
+        store = train_store(config, self._base, self.task)
+        rollouts = store.read()
         rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
         if not len(rows):
             return rows
@@ -201,7 +203,7 @@ class RolloutDataModule(LightningDataModule):
         if looks_ahead(config):
             rows, found = with_lookahead(rows, rollouts, config, self._base.eos_ids)
             self.summary |= found
-        return rows
+        return with_states(rows, rollouts, state_store(config, self._base, store))
 
     def _as_they_come(self, use_N: np.ndarray) -> BatchPlan | StratifiedPlan:
         optim = self.config.optim

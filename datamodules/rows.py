@@ -24,6 +24,14 @@ class LookaheadTarget(NamedTuple):
     value_T: np.ndarray
 
 
+class RowStates(NamedTuple):
+    """Recorded states of the base, by position of the prompt and by row: ``[S, J, D]`` and ``[R, J, D]``."""
+
+    depths: tuple[int, ...]
+    prompt: Callable[[int], torch.Tensor]
+    response: Callable[[int], torch.Tensor]
+
+
 @dataclass(frozen=True)
 class Rows:
     """Responses with their targets, tokens read only when asked for.
@@ -34,6 +42,7 @@ class Rows:
         score_N, weight_N, root_N: oracle score, importance weight and R(c), see ``RolloutBatch``.
         response: row -> (token ids, log-probabilities under the base).
         lookahead_N: targets of each row, where the objective asks for them.
+        states: the frozen base's states, where they were recorded.
     """
 
     prompt_index_N: np.ndarray
@@ -43,6 +52,7 @@ class Rows:
     root_N: np.ndarray
     response: Callable[[int], tuple[np.ndarray, np.ndarray]]
     lookahead_N: list[LookaheadTarget] | None = None
+    states: RowStates | None = None
 
     def __len__(self) -> int:
         """N."""

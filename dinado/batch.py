@@ -15,6 +15,25 @@ from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass
+class RecordedStates:
+    """What the frozen base said about a batch, at some depths, recorded earlier.
+
+    Attributes:
+        depths: layers on the J axis, 0 the token embeddings.
+        prompt_PSJD: at prompt positions, left-padded.
+        response_BRJD: at the response tokens but the last (R = T - 1), right-padded.
+    """
+
+    depths: tuple[int, ...]
+    prompt_PSJD: Tensor
+    response_BRJD: Tensor
+
+    def to(self, device: torch.device | str) -> RecordedStates:
+        """The same on ``device``."""
+        return RecordedStates(self.depths, self.prompt_PSJD.to(device), self.response_BRJD.to(device))
+
+
+@dataclass
 class RolloutBatch:
     """Rollouts grouped by prompt, each prompt stored once.
 
@@ -29,6 +48,7 @@ class RolloutBatch:
         candidate_BTK, candidate_log_target_BTL, value_BT: for the lookahead objective, else None: the base's likeliest
             tokens at each position, what q should give them and (last) all others, in log space, and the value of the
             prefix relative to the mean over all tokens of all rollouts; 0 on padding.
+        recorded: the frozen base's hidden states, where they were kept with the rollouts.
         prompt_index_P: position of each prompt in the task's list of training or held-out prompts, where that is known.
         weight_total: sum of `weight_B` over the whole optimiser step, all processes and micro-batches included. A
             held-out batch with weight_total 0 is filler that keeps processes in step, and is counted nowhere.
@@ -46,6 +66,7 @@ class RolloutBatch:
     candidate_BTK: Tensor | None = None
     candidate_log_target_BTL: Tensor | None = None
     value_BT: Tensor | None = None
+    recorded: RecordedStates | None = None
     prompt_index_P: Tensor | None = None
     weight_total: float = 0.0
 
@@ -73,7 +94,7 @@ class RolloutBatch:
     def to(self, device: torch.device | str) -> RolloutBatch:
         """The same batch with every tensor on ``device``."""
         moved: dict[str, Any] = {
-            f.name: value.to(device) if isinstance(value := getattr(self, f.name), Tensor) else value
+            f.name: value.to(device) if isinstance(value := getattr(self, f.name), (Tensor, RecordedStates)) else value
             for f in fields(self)
         }
         return RolloutBatch(**moved)

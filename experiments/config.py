@@ -97,6 +97,11 @@ class DataConfig:
     """Data root; null reads the environment variable DINADO_DATA."""
     cache: str = "cache"
     """Folder for converted models and rollout stores."""
+    states: Literal["auto", "off", "float32", "bfloat16", "float16"] = "auto"
+    """Keep the frozen base's hidden states with the rollouts, in this type, so that training need not run the base.
+    `auto` keeps them in float32 where training reads each of them more than twice and they fit the limit."""
+    states_limit_gb: float = 4.0
+    """Most disk space, in GB, that the states of one run may take."""
     train_prompts: int = 160
     """Prompts whose rollouts are trained on; 0 takes all."""
     val_prompts: int = 48

@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.logging import RichHandler
 
 from datamodules.batching import accumulation
-from datamodules.prepare import prepare_rollouts
+from datamodules.prepare import prepare_rollouts, prepare_states
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.stores import stores_of_run
 from datamodules.tasks import build_task
@@ -54,6 +54,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     world = build_world(config, base)
     console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
     rollouts_per_s = prepare_rollouts(config, base, task)
+    prepare_states(config, base, task)
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
     method = build_method(config, base)

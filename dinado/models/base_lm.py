@@ -138,6 +138,10 @@ class BaseLM(nn.Module):
         """Layers that keep keys and values."""
         return self.model.config.num_hidden_layers
 
+    def layer(self, depth: float) -> int:
+        """The layer at a depth given as a fraction; 0 is the token embeddings."""
+        return round(depth * self.num_layers)
+
     @property
     def head(self) -> Head:
         """Output embedding with the base temperature folded in."""
@@ -172,7 +176,7 @@ class BaseLM(nn.Module):
             taps: depths to return as well, fractions of the layers (0 token embeddings, 1 the last layer).
             grad: keep the graph, for adapters in the model.
         """
-        indices = [round(depth * self.num_layers) for depth in taps]
+        indices = [self.layer(depth) for depth in taps]
         body = self.model.base_model
 
         def run(ids: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:

@@ -7,7 +7,7 @@ two it trains. Axes: B rollouts, T response tokens, D and E widths.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import NamedTuple
 
@@ -71,7 +71,7 @@ class NetworkScores(nn.Module):
 
     def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
         """Statistics of a batch; gradients reach the network only."""
-        states = self.base.states(batch, [*needs.taps, *self.taps])
+        states = frozen_states(self.base, batch, [*needs.taps, *self.taps])
         taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
         own_BTE = self.own_states(batch, states)
         statistics = vocabulary_statistics(
@@ -90,7 +90,7 @@ class NetworkScores(nn.Module):
 
     def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> Tensor:
         """The network's states ``[B, T, E]``, without a look at the vocabulary."""
-        states = self.base.states(batch, self.taps) if states is None else states
+        states = frozen_states(self.base, batch, self.taps) if states is None else states
         return self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
 
 
@@ -154,8 +154,26 @@ class PolicyScores(nn.Module):
 
 def base_taps(base: BaseLM, batch: RolloutBatch, taps: tuple[float, ...]) -> tuple[tuple[Tensor, ...], LMStates]:
     """States of the frozen base, adapters off, at some depths; see :func:`split_taps`."""
-    with adapters(base, on=False):
-        return split_taps(base.states(batch, taps), len(taps), batch.prompt_of_row_B)
+    return split_taps(frozen_states(base, batch, taps), len(taps), batch.prompt_of_row_B)
+
+
+def frozen_states(base: BaseLM, batch: RolloutBatch, taps: Sequence[float]) -> LMStates:
+    """States of the frozen base, adapters off: those that were recorded with the rollouts, or else computed now."""
+    if batch.recorded is None:
+        with adapters(base, on=False):
+            return base.states(batch, taps)
+    recorded, dtype = batch.recorded, base.head.weight_VD.dtype
+    last, *places = (recorded.depths.index(layer) for layer in (base.num_layers, *map(base.layer, taps)))
+    return LMStates(
+        align(
+            recorded.prompt_PSJD[:, :, last].to(dtype),
+            recorded.response_BRJD[:, :, last].to(dtype),
+            batch.prompt_of_row_B,
+        ),
+        batch.prompt_mask_PS,
+        [recorded.prompt_PSJD[:, :, place].to(dtype) for place in places],
+        [recorded.response_BRJD[:, :, place].to(dtype) for place in places],
+    )
 
 
 def split_taps(states: LMStates, count: int, prompt_of_row_B: Tensor) -> tuple[tuple[Tensor, ...], LMStates]:

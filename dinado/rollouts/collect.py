@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from dinado.batch import RolloutBatch
 from dinado.rollouts.lookahead import likeliest, look_ahead
 from dinado.rollouts.sampler import Decoder, sample
 from dinado.rollouts.store import RolloutStore
@@ -126,16 +125,11 @@ def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
 
 def _look_ahead(base: BaseLM, oracle: Oracle, store: RolloutStore, block: int) -> None:
     """One pass of the base over the stored texts of a block, and the oracle's view of what could have followed."""
-    spec, table = store.spec, store.read_texts(block)
-    prompts = [spec.prompts[position] for position in spec.block(block)]
-    prompt_of = [position - spec.block(block)[0] for position in table["prompt_index"].to_pylist()]
-    tokens = table["tokens"].to_pylist()
-    ids_PS, mask_PS = (encoded.to(base.device) for encoded in base.encode_prompts(prompts))
-    batch = RolloutBatch.unjudged(ids_PS, mask_PS, prompt_of, tokens)
+    spec, table, batch = store.spec, store.read_texts(block), store.text_batch(base, block)
     rows = [
         look_ahead(
             oracle,
-            prompts[prompt],
+            spec.prompts[position],
             response,
             *candidates,
             base.decode,
@@ -143,8 +137,11 @@ def _look_ahead(base: BaseLM, oracle: Oracle, store: RolloutStore, block: int) -
             max_new_tokens=spec.max_new_tokens,
             judge_truncated=store.truncated == "score",
         )
-        for prompt, response, candidates in zip(
-            prompt_of, tokens, likeliest(base, batch, store.candidates), strict=True
+        for position, response, candidates in zip(
+            table["prompt_index"].to_pylist(),
+            table["tokens"].to_pylist(),
+            likeliest(base, batch, store.candidates),
+            strict=True,
         )
     ]
     store.write_lookahead(block, rows)

@@ -15,16 +15,21 @@ import logging
 import time
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
 
+from dinado.batch import RolloutBatch
 from dinado.errors import StoreError
 from dinado.rollouts.lookahead import Lookahead
 from dinado.rollouts.sampler import Samples
 from dinado.rollouts.shard import intact_digest, open_shard, write_atomic, write_shard
 from dinado.rollouts.spec import StoreSpec, Truncated, digest
 from dinado.rollouts.table import LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
+
+if TYPE_CHECKING:
+    from dinado.models.base_lm import BaseLM
 
 log = logging.getLogger(__name__)
 
@@ -60,10 +65,10 @@ class RolloutStore:
         self.round = round
         self.candidates = candidates
         self.folder = Path(cache) / "rollouts" / spec.fingerprint
-        self._texts = self.folder / f"round-{round:03d}"
+        self.texts_folder = self.folder / f"round-{round:03d}"
         judged = spec.scores_fingerprint(oracle_fingerprint, truncated)
-        self._scores = self._texts / f"scores-{judged}"
-        self._lookahead = self._texts / f"lookahead-{digest([judged, candidates])}"
+        self._scores = self.texts_folder / f"scores-{judged}"
+        self._lookahead = self.texts_folder / f"lookahead-{digest([judged, candidates])}"
         self._check_manifest()
 
     def missing_blocks(self) -> list[int]:
@@ -87,7 +92,11 @@ class RolloutStore:
 
     def has_texts(self, block: int) -> bool:
         """Whether a block has been sampled."""
-        return intact_digest(self._text_path(block)) is not None
+        return self.texts_digest(block) is not None
+
+    def texts_digest(self, block: int) -> str | None:
+        """SHA-256 of a block's texts, None where they are not there; what is said about them is tied to it."""
+        return intact_digest(self._text_path(block))
 
     def has_block(self, block: int) -> bool:
         """Whether nothing about a block is left to do."""
@@ -128,6 +137,14 @@ class RolloutStore:
         """Rows of ``TEXT_SCHEMA``; the block has to be there."""
         return open_shard(self._text_path(block))
 
+    def text_batch(self, base: BaseLM, block: int) -> RolloutBatch:
+        """The texts of a block as a batch on the base's device; verdicts are left out."""
+        table, positions = self.read_texts(block), self.spec.block(block)
+        ids_PS, mask_PS = base.encode_prompts([self.spec.prompts[position] for position in positions])
+        prompt_of = [position - positions[0] for position in table["prompt_index"].to_pylist()]
+        tokens = table["tokens"].to_pylist()
+        return RolloutBatch.unjudged(ids_PS.to(base.device), mask_PS.to(base.device), prompt_of, tokens)
+
     def write_scores(self, block: int, score_N: np.ndarray) -> None:
         """Store what the oracle said about the rows of :meth:`read_texts`."""
         texts = self.read_texts(block)
@@ -147,7 +164,7 @@ class RolloutStore:
         """
         if missing := self.missing_blocks():
             raise StoreError(
-                f"{self._texts} lacks {len(missing)} of {self.spec.num_blocks} blocks (first: {missing[0]}); "
+                f"{self.texts_folder} lacks {len(missing)} of {self.spec.num_blocks} blocks (first: {missing[0]}); "
                 "start the run again to sample them"
             )
         tables = [self._read_block(block) for block in range(self.spec.num_blocks)]
@@ -163,18 +180,18 @@ class RolloutStore:
 
     def _write_about_texts(self, path: Path, block: int, table: pa.Table) -> None:
         """Write a shard that says which texts it is about."""
-        sha256 = intact_digest(self._text_path(block))
+        sha256 = self.texts_digest(block)
         assert sha256 is not None, "judged a block that is not there"
         write_shard(path, table.replace_schema_metadata({_TEXTS_KEY: sha256}))
 
     def _is_about_texts(self, path: Path, block: int) -> bool:
-        texts = intact_digest(self._text_path(block))
+        texts = self.texts_digest(block)
         if texts is None or intact_digest(path) is None:
             return False
         return open_shard(path).schema.metadata == {_TEXTS_KEY: texts.encode()}
 
     def _text_path(self, block: int) -> Path:
-        return self._texts / f"block-{block:05d}.arrow"
+        return self.texts_folder / f"block-{block:05d}.arrow"
 
     def _score_path(self, block: int) -> Path:
         return self._scores / f"block-{block:05d}.arrow"

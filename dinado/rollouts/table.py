@@ -13,6 +13,7 @@ import pyarrow as pa
 from dinado.objectives.weights import WeightSummary
 from dinado.prompt import Prompt
 from dinado.rollouts.lookahead import Lookahead
+from dinado.rollouts.ragged import Ragged
 
 TEXT_SCHEMA = pa.schema(
     [
@@ -63,13 +64,13 @@ class Rollouts:
         self.finished_N = finished_N[kept_N]
         self.prompt_index_N = table["prompt_index"].to_numpy()[kept_N]
         self.score_N = table["score"].to_numpy()[kept_N]
-        self._tokens = _Ragged(table["tokens"])
-        self._log_p = _Ragged(table["log_p"])
+        self._tokens = Ragged(table["tokens"])
+        self._log_p = Ragged(table["log_p"])
         self.length_N = self._tokens.length_N[kept_N]
         self.log_p_N = self._log_p.sums()[kept_N]
-        self.log_s_N = _Ragged(table["log_s"]).sums()[kept_N]
+        self.log_s_N = Ragged(table["log_s"]).sums()[kept_N]
         names = [name for name in Lookahead._fields if name in table.column_names]
-        self._lookahead = {name: _Ragged(table[name]) for name in names}
+        self._lookahead = {name: Ragged(table[name]) for name in names}
 
     def __len__(self) -> int:
         """N."""
@@ -87,6 +88,10 @@ class Rollouts:
         progress_T, *rest = (column[self._row_N[row]] for column in self._lookahead.values())
         return Lookahead(progress_T, *(values.reshape(length, -1) for values in rest))
 
+    def stored(self, row: int) -> int:
+        """Place of a row in the store, where dropped ones count too."""
+        return int(self._row_N[row])
+
     def text(self, row: int) -> str:
         """The decoded response."""
         return self._table["text"][int(self._row_N[row])].as_py()
@@ -96,26 +101,6 @@ class Rollouts:
         """Different (prompt, text) pairs over rows."""
         texts = self._table["text"].take(pa.array(self._row_N)).to_pylist()
         return len(set(zip(self.prompt_index_N.tolist(), texts, strict=True))) / max(len(self), 1)
-
-
-class _Ragged:
-    """A column of lists, read where Arrow keeps it."""
-
-    def __init__(self, column: pa.ChunkedArray) -> None:
-        self._offsets = [chunk.offsets.to_numpy() for chunk in column.chunks]
-        self._values = [chunk.values.to_numpy() for chunk in column.chunks]
-        self._start = np.cumsum([0] + [len(chunk) for chunk in column.chunks])
-        self.length_N = np.concatenate([np.diff(offsets) for offsets in self._offsets])
-
-    def __getitem__(self, row: int) -> np.ndarray:
-        chunk = int(np.searchsorted(self._start, row, side="right")) - 1
-        offsets, index = self._offsets[chunk], row - self._start[chunk]
-        return self._values[chunk][offsets[index] : offsets[index + 1]]
-
-    def sums(self) -> np.ndarray:
-        """Sum of every list; a response has at least one token."""
-        pairs = zip(self._values, self._offsets, strict=True)
-        return np.concatenate([np.add.reduceat(values.astype(np.float64), off[:-1]) for values, off in pairs])
 
 
 def store_summary(rollouts: Rollouts, weights: WeightSummary | None = None) -> dict[str, float]:

@@ -1,0 +1,78 @@
+"""Whether a run reads the frozen base's states from disk, and which."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from typing import TYPE_CHECKING
+
+from datamodules.rows import Rows, RowStates
+from datamodules.stores import uses_rollouts
+from dinado.errors import ConfigError
+from dinado.models.base_lm import BaseLM
+from dinado.rollouts.states import StateStore
+from dinado.rollouts.store import RolloutStore
+from dinado.rollouts.table import Rollouts
+from experiments.rules import resolved_parameters
+
+if TYPE_CHECKING:
+    from experiments.config import Config
+
+log = logging.getLogger(__name__)
+
+WORTH_PARAMETERS = 1_000_000
+"""A smaller base is run again as fast as its states are read."""
+WORTH_READS = 2
+"""How often every rollout has to be visited for the pass that records it to pay."""
+
+
+def depths_read(config: Config) -> tuple[float, ...]:
+    """Depths of the frozen base that training reads at every step, as fractions; empty where it never runs."""
+    objective, method = config.objective, config.method
+    if method == "sft":
+        return ()
+    if resolved_parameters(config) == "network":
+        return (*config.network.taps, 1.0)
+    if method == "dinado_hard":
+        return (*objective.norm_taps, 1.0) if config.targets.root == "learned" else ()
+    of_base = tuple(objective.norm_taps) if objective.norm_input == "base" else ()
+    return (*of_base, 1.0) if of_base or objective.norm == "linf" else ()
+
+
+def state_store(config: Config, base: BaseLM, store: RolloutStore) -> StateStore | None:
+    """Where the states of a complete store are kept, None where the base runs at every step or not at all.
+
+    Raises:
+        ConfigError: they were asked for and do not fit.
+    """
+    depths, kept = depths_read(config), config.data.states
+    if not depths or kept == "off" or not uses_rollouts(config):
+        return None
+    layers = sorted({base.layer(depth) for depth in depths})
+    states = StateStore(store, layers, base.hidden_size, "float32" if kept == "auto" else kept)
+    rollouts = store.read()
+    visits = (config.optim.steps + config.optim.norm_steps) * config.optim.batch_size
+    small = sum(p.numel() for p in base.model.parameters()) < WORTH_PARAMETERS
+    if kept == "auto" and (small or visits < WORTH_READS * len(rollouts)):
+        return None
+    gigabytes = states.num_bytes(base) / 1e9
+    if gigabytes <= config.data.states_limit_gb:
+        return states
+    excess = f"hidden states of {gigabytes:.1f} GB are over data.states_limit_gb={config.data.states_limit_gb:g}"
+    if kept == "auto":
+        log.info("%s; the base runs at every step instead", excess)
+        return None
+    raise ConfigError(f"data.states={kept}: {excess}; raise it, or set data.states=off")
+
+
+def with_states(rows: Rows, rollouts: Rollouts, states: StateStore | None) -> Rows:
+    """The rows with their states to read.
+
+    Raises:
+        StoreError: some are missing.
+    """
+    if states is None:
+        return rows
+    table = states.read()
+    found = RowStates(table.depths, table.prompt, lambda row: table.response(rollouts.stored(row)))
+    return dataclasses.replace(rows, states=found)
