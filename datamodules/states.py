@@ -13,7 +13,7 @@ from dinado.models.base_lm import BaseLM
 from dinado.rollouts.states import StateStore
 from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import Rollouts
-from experiments.rules import resolved_parameters
+from experiments.rules import depths_read
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -24,19 +24,6 @@ WORTH_PARAMETERS = 1_000_000
 """A smaller base is run again as fast as its states are read."""
 WORTH_READS = 2
 """How often every rollout has to be visited for the pass that records it to pay."""
-
-
-def depths_read(config: Config) -> tuple[float, ...]:
-    """Depths of the frozen base that training reads at every step, as fractions; empty where it never runs."""
-    objective, method = config.objective, config.method
-    if method == "sft":
-        return ()
-    if resolved_parameters(config) == "network":
-        return (*config.network.taps, 1.0)
-    if method == "dinado_hard":
-        return (*objective.norm_taps, 1.0) if config.targets.root == "learned" else ()
-    of_base = tuple(objective.norm_taps) if objective.norm_input == "base" else ()
-    return (*of_base, 1.0) if of_base or objective.norm == "linf" else ()
 
 
 def state_store(config: Config, base: BaseLM, store: RolloutStore) -> StateStore | None:

@@ -40,7 +40,7 @@ RANGES: dict[Test, str] = {
     POSITIVE: "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
     "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
-    "objective.sharpness targets.candidates trainer.log_every trainer.checkpoint_every eval.samples_per_prompt "
+    "data.states_limit_gb objective.sharpness targets.candidates trainer.log_every trainer.checkpoint_every eval.samples_per_prompt "
     "eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
     "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.value_ce objective.regulariser "
@@ -82,6 +82,19 @@ def resolved_parameters(config: Config) -> str:
     if config.parameters != "auto":
         return config.parameters
     return "network" if config.method in NETWORK_METHODS or config.task.name == "exact_world" else "lora"
+
+
+def depths_read(config: Config) -> tuple[float, ...]:
+    """Depths of the frozen base that training reads at every step, as fractions; empty where it never runs."""
+    objective, method = config.objective, config.method
+    if method == "sft":
+        return ()
+    if resolved_parameters(config) == "network":
+        return (*config.network.taps, 1.0)
+    if method == "dinado_hard":
+        return (*objective.norm_taps, 1.0) if config.targets.root == "learned" else ()
+    of_base = tuple(objective.norm_taps) if objective.norm_input == "base" else ()
+    return (*of_base, 1.0) if of_base or objective.norm == "linf" else ()
 
 
 def _said(loaded: Loaded, key: str) -> str:
@@ -184,6 +197,8 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "objective.floor": no_lookahead,
         "objective.sharpness": no_lookahead,
         "targets.candidates": no_lookahead,
+        "data.states": not depths_read(config) and "training never runs the frozen base here",
+        "data.states_limit_gb": not depths_read(config) and "training never runs the frozen base here",
         "objective.path": method == "dinado_hard" and "its values are the telescoped ones already",
         "network": trained != "network" and f"{trained} is trained, not an oracle network (parameters={trained})",
         "lora": trained != "lora" and f"{trained} is trained, not adapters (parameters={trained})",

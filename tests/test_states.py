@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import states as states_module
 from datamodules.prepare import prepare_rollouts, prepare_states
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.states import depths_read, state_store
+from datamodules.states import state_store
 from datamodules.stores import train_store
 from dinado.batch import RolloutBatch
 from dinado.errors import ConfigError, StoreError
@@ -25,6 +25,7 @@ from dinado.models.trainable import build_lora
 from dinado.objectives.vocabulary import VocabularyStatistics
 from dinado.rollouts.states import record_states
 from experiments.config import Config
+from experiments.rules import depths_read
 
 NEEDS = Needs(maximum=True, taps=(0.5,))
 
