@@ -40,7 +40,8 @@ RANGES: dict[Test, str] = {
     POSITIVE: "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
     "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
-    "data.states_limit_gb objective.sharpness targets.candidates trainer.log_every trainer.checkpoint_every eval.samples_per_prompt "
+    "data.states_limit_gb "
+    "objective.sharpness targets.candidates trainer.log_every trainer.checkpoint_every eval.samples_per_prompt "
     "eval.rollouts_per_prompt eval.exact_samples",
     NOT_NEGATIVE: "alpha task.num_concepts oracle.min_words oracle.max_words data.train_prompts data.val_prompts "
     "rollouts.top_k targets.clip objective.token_ce objective.terminal_ce objective.value_ce objective.regulariser "
