@@ -1,0 +1,100 @@
+"""The model and batches of the speed benchmarks: a random GPT-2 of chosen size, rollouts like CommonGen's.
+
+Axes: P prompts, K rollouts each, T response tokens.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+
+import torch
+from transformers import GPT2Config, GPT2LMHeadModel
+
+from dinado.batch import RecordedStates, RolloutBatch
+from dinado.models.base_lm import BaseLM
+from dinado.models.markov import build_word_tokenizer
+from dinado.models.scores import frozen_states
+from experiments.config import Config
+from experiments.rules import depths_read
+from lightning_modules.base import OracleMethod
+from lightning_modules.build import build_method
+
+
+@dataclass(frozen=True)
+class Size:
+    """What a step consists of."""
+
+    vocabulary: int = 50_257
+    layers: int = 6
+    width: int = 384
+    prompt: int = 40
+    shortest: int = 10
+    longest: int = 25
+    prompts: int = 4
+    per_prompt: int = 8
+
+    @property
+    def rows(self) -> int:
+        """Rollouts in a step."""
+        return self.prompts * self.per_prompt
+
+
+def build_base(size: Size) -> BaseLM:
+    """A random GPT-2."""
+    torch.manual_seed(0)
+    config = GPT2Config(
+        vocab_size=size.vocabulary,
+        n_positions=max(128, size.prompt + size.longest),
+        n_embd=size.width,
+        n_layer=size.layers,
+        n_head=max(1, size.width // 64),
+        bos_token_id=0,
+        eos_token_id=0,
+    )
+    return BaseLM(GPT2LMHeadModel(config), build_word_tokenizer(size.vocabulary))
+
+
+def build(name: str, size: Size) -> OracleMethod:
+    """NADO, Soft or Merge as published in its normaliser, small enough in its network to sit beside the base."""
+    config = Config()
+    config.method = name
+    config.parameters = "auto"
+    config.objective.norm = "linf"
+    config.network.head = "tied"
+    method = build_method(config, build_base(size)).train()
+    with torch.no_grad():  # off the zero start, where every score is the same
+        for parameter in method.parameters():
+            if parameter.requires_grad and not parameter.any():
+                parameter.normal_(std=0.02)
+    return method
+
+
+def make_batch(size: Size) -> RolloutBatch:
+    """Prompts of one length and responses of uniform lengths; every third rollout is accepted."""
+    stream = torch.Generator().manual_seed(1)
+
+    def tokens(length: int) -> list[int]:
+        return torch.randint(1, size.vocabulary, (length,), generator=stream).tolist()
+
+    prompts = torch.tensor([tokens(size.prompt) for _ in range(size.prompts)])
+    lengths = torch.randint(size.shortest, size.longest + 1, (size.rows,), generator=stream).tolist()
+    prompt_of = [row // size.per_prompt for row in range(size.rows)]
+    batch = RolloutBatch.unjudged(prompts, torch.ones_like(prompts), prompt_of, [tokens(n) for n in lengths])
+    score_B = (torch.arange(size.rows) % 3 == 0).float()
+    return dataclasses.replace(batch, score_B=score_B, weight_total=float(size.rows))
+
+
+@torch.no_grad()
+def with_recorded(method: OracleMethod, batch: RolloutBatch) -> RolloutBatch:
+    """The batch as it comes from a store that keeps the base's states."""
+    base = method.base
+    layers = tuple(sorted({base.layer(depth) for depth in depths_read(method.config)}))
+    states = frozen_states(base, batch, [layer / base.num_layers for layer in layers])
+    recorded = RecordedStates(layers, torch.stack(states.prompt_taps, 2), torch.stack(states.response_taps, 2))
+    return dataclasses.replace(batch, recorded=recorded)
+
+
+def loss_of(method: OracleMethod, batch: RolloutBatch) -> torch.Tensor:
+    """The loss as training takes it."""
+    return (method.run(batch).loss.total_B * batch.weight_B).sum() / batch.weight_total

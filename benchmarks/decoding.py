@@ -1,0 +1,79 @@
+"""Tokens a second of controlled sampling, as a share of the base's own.
+
+    python benchmarks/decoding.py
+    python benchmarks/decoding.py --base gpt2-like     a random 6-layer GPT-2, nothing to download
+
+NADO and Soft run an oracle network beside the base, with the default settings of the real-model experiments; Merge is
+one model, with its adapters folded into the weights. Same sampler, same prompts, same number of tokens.
+"""
+
+from __future__ import annotations
+
+import copy
+import statistics
+import sys
+from functools import partial
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import timing
+from benchmarks.case import Size, build_base
+from benchmarks.sampling import K, prompts
+from dinado.models.base_lm import BaseLM
+from dinado.models.catalogue import resolve_base
+from dinado.models.controlled_lm import ControlledLM
+from dinado.models.trainable import build_lora, build_network, merge_adapters
+from dinado.rollouts.sampler import Decoder, sample
+
+PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24
+
+
+def main() -> int:
+    """Measure and print."""
+    options = timing.parser(__doc__)
+    options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
+    options.add_argument("--cache", default="cache", help="folder of converted models")
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    base = (
+        build_base(Size())
+        if arguments.base == "gpt2-like"
+        else BaseLM.load(resolve_base(arguments.base, arguments.cache))
+    )
+    network = {"layers": 2, "width": 256, "heads": 4, "taps": [0.0, 0.33, 0.67, 1.0], "head": "tied", "seed": 0}
+    adapted = copy.deepcopy(base)
+    build_lora(adapted, r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0)
+    merge_adapters(adapted)
+    models = {
+        "base": base.model,
+        "nado": ControlledLM(build_network(base, "logsigmoid", **network)),  # type: ignore[arg-type]
+        "soft": ControlledLM(build_network(base, "identity", **network)),  # type: ignore[arg-type]
+        "merge": adapted.model,
+    }
+    ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
+    seconds = timing.alternate(
+        {name: partial(draw, Decoder(model), base, ids_PS) for name, model in models.items()},
+        arguments.repeats,
+    )
+    tokens = PROMPTS * K * NEW_TOKENS
+    numbers = {f"decode_ratio_{name}": timing.ratio(seconds["base"], seconds[name]) for name in list(models)[1:]}
+    timing.show(
+        [
+            {"model": name, "tokens/s": tokens / statistics.median(seconds[name]), "of the base's": share}
+            for name, share in zip(models, (1.0, *numbers.values()), strict=True)
+        ]
+    )
+    return timing.finish(numbers, arguments.json)
+
+
+def draw(decoder: Decoder, base: BaseLM, ids_PS: torch.Tensor) -> object:
+    """K responses to each prompt, none of which ends early."""
+    stream = torch.Generator().manual_seed(0)
+    return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), K, NEW_TOKENS, stream)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,50 @@
+"""Memory that a training step adds to the model, beside the same step written the plain way.
+
+    python benchmarks/memory.py
+
+Resident memory of a process of its own for each path: the peak over one step of gradients, above what it holds once the
+model, the batch and the base's states are there.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import timing
+from benchmarks.case import Size, build, loss_of, make_batch, with_recorded
+from benchmarks.plain import plain_loss
+from benchmarks.train_step import METHODS
+
+
+def main() -> int:
+    """Measure, print, and say how the other side compares."""
+    arguments = timing.parser(__doc__).parse_args()
+    rows, numbers = [], {}
+    for short, name in METHODS.items():
+        built, plain = timing.peak_mb(step(name, plain=True))
+        _, ours = timing.peak_mb(step(name, plain=False))
+        numbers[f"memory_ratio_{short}"] = ours / plain
+        rows.append({"method": name, "model, MB": built, "plain adds, MB": plain, "ours adds, MB": ours})
+    timing.show([row | {"ratio": ratio} for row, ratio in zip(rows, numbers.values(), strict=True)])
+    return timing.finish(numbers, arguments.json)
+
+
+def step(name: str, *, plain: bool) -> Callable[[], Callable[[], object]]:
+    """Builds a model and returns one step of gradients."""
+
+    def work() -> Callable[[], object]:
+        size = Size()
+        method, batch = build(name, size), make_batch(size)
+        batch = batch if plain else with_recorded(method, batch)
+        loss = plain_loss if plain else loss_of
+        return lambda: loss(method, batch).backward()
+
+    return work
+
+
+if __name__ == "__main__":
+    sys.exit(main())

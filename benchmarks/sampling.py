@@ -1,0 +1,145 @@
+"""Rollouts a second of the sampler, beside ``generate(num_return_sequences=K)`` of transformers.
+
+    python benchmarks/sampling.py                      SmolLM2-135M-Instruct, 8 prompts, K = 16, 24 new tokens
+    python benchmarks/sampling.py --base gpt2-like     a random 6-layer GPT-2, nothing to download
+    python benchmarks/sampling.py --scaling            cost against K, new tokens and prompt length
+
+The other side samples a prompt at a time from the same distribution, and scores its tokens afterwards with one more
+pass, since rollouts need their log-probabilities; ours records them on the way. The share of the limit is the time of
+the matrix products alone, at the rate of a product of these shapes measured in the same turns, over that of sampling.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import timing
+from benchmarks.case import Size, build_base
+from dinado.models.base_lm import BaseLM
+from dinado.models.catalogue import resolve_base
+from dinado.rollouts.sampler import Decoder, sample
+
+PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
+
+
+def main() -> int:
+    """Measure, print, and say how the other side compares."""
+    options = timing.parser(__doc__)
+    options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
+    options.add_argument("--cache", default="cache", help="folder of converted models")
+    options.add_argument("--scaling", action="store_true", help="sizes instead of the other side")
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    base = (
+        build_base(Size())
+        if arguments.base == "gpt2-like"
+        else BaseLM.load(resolve_base(arguments.base, arguments.cache))
+    )
+    if arguments.scaling:
+        return scaling(base, arguments.repeats, arguments.json)
+    return compare(base, arguments.repeats, arguments.json)
+
+
+def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
+    """Both ways, every rollout as long as the budget, so that both do the same work."""
+    ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
+    rows = PROMPTS * K
+    seconds = timing.alternate(
+        {
+            "generate": lambda: plain(base, ids_PS, K, NEW_TOKENS),
+            "ours": ours(base, ids_PS, K, NEW_TOKENS),
+            "gemm": timing.gemm_seconds(rows, base.hidden_size, base.vocab_size),
+        },
+        repeats,
+    )
+    rate = 2 * rows * base.hidden_size * base.vocab_size / statistics.median(seconds["gemm"])
+    linear = sum(p.numel() for n, p in base.model.base_model.named_parameters() if p.ndim == 2 and "emb" not in n)
+    read = ids_PS.numel() + rows * (NEW_TOKENS - 1)
+    flops = 2 * (read * linear + (PROMPTS + rows * (NEW_TOKENS - 1)) * base.hidden_size * base.vocab_size)
+    speedup = timing.ratio(seconds["generate"], seconds["ours"])
+    share = flops / rate / statistics.median(seconds["ours"])
+    timing.show(
+        [
+            {
+                "path": name,
+                "rollouts/s": rows / statistics.median(seconds[name]),
+                "tokens/s": rows * NEW_TOKENS / statistics.median(seconds[name]),
+            }
+            for name in ("generate", "ours")
+        ]
+    )
+    return timing.finish({"sampling_speedup": speedup, "sampling_limit_share": share}, as_json)
+
+
+def ours(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -> Callable[[], object]:
+    """All prompts at once; no token ends a response."""
+    decoder = Decoder(base.model, base.temperature)
+
+    def run() -> object:
+        stream = torch.Generator().manual_seed(0)
+        return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), per_prompt, new_tokens, stream)
+
+    return run
+
+
+@torch.no_grad()
+def plain(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -> list[torch.Tensor]:
+    """A prompt at a time, then log-probabilities in one more pass."""
+    found = []
+    for ids_1S in ids_PS.split(1):
+        out = base.model.generate(
+            ids_1S,
+            attention_mask=torch.ones_like(ids_1S),
+            do_sample=True,
+            temperature=base.temperature,
+            top_k=0,
+            top_p=1.0,
+            num_return_sequences=per_prompt,
+            min_new_tokens=new_tokens,
+            max_new_tokens=new_tokens,
+            pad_token_id=base.pad_id,
+        )
+        logits = base.model(out, use_cache=False).logits[:, ids_1S.shape[1] - 1 : -1].float() / base.temperature
+        found.append(logits.log_softmax(-1).gather(-1, out[:, ids_1S.shape[1] :, None])[..., 0])
+    return found
+
+
+def prompts(base: BaseLM, count: int, length: int) -> torch.Tensor:
+    """Random prompts ``[P, S]``."""
+    return torch.randint(3, base.vocab_size, (count, length), generator=torch.Generator().manual_seed(2))
+
+
+def scaling(base: BaseLM, repeats: int, as_json: bool) -> int:
+    """Seconds at three sizes, and the exponent with which they grow."""
+    grids = {
+        "K": [(PROMPT_TOKENS, k, NEW_TOKENS) for k in (4, 16, 64)],
+        "new tokens": [(PROMPT_TOKENS, K, n) for n in (12, 24, 48)],
+        "prompt tokens": [(s, K, NEW_TOKENS) for s in (24, 96, 384)],
+    }
+    rows, numbers = [], {}
+    for place, (what, grid) in enumerate(grids.items()):
+        amounts = [(point[1], point[2], point[0])[place] for point in grid]
+        paths = {
+            str(amount): ours(base, prompts(base, 2, length), per_prompt, new_tokens)
+            for amount, (length, per_prompt, new_tokens) in zip(amounts, grid, strict=True)
+        }
+        seconds = {key: statistics.median(values) for key, values in timing.alternate(paths, repeats).items()}
+        first, *_, last = seconds.values()
+        exponent = math.log(last / first) / math.log(amounts[-1] / amounts[0])
+        measured = ", ".join(f"{key}: {value * 1000:.0f} ms" for key, value in seconds.items())
+        rows.append({"grows with": what, "two prompts": measured, "exponent": exponent})
+        numbers[f"exponent_{what.replace(' ', '_')}"] = exponent
+    timing.show(rows)
+    return timing.finish(numbers, as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

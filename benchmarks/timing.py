@@ -1,0 +1,87 @@
+"""Shared by the speed benchmarks: alternating medians, the matrix-product rate of this machine, tables, ``--json``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import resource
+import statistics
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+
+def parser(description: str | None) -> argparse.ArgumentParser:
+    """Options that every speed benchmark has."""
+    options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--repeats", type=int, default=5, help="measurements of each path (default 5)")
+    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    options.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
+    return options
+
+
+def alternate(paths: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each path, one of each in turn, so that a busy moment of the machine hits all of them."""
+    for run in paths.values():
+        run()
+    seconds: dict[str, list[float]] = {name: [] for name in paths}
+    for _ in range(repeats):
+        for name, run in paths.items():
+            started = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - started)
+    return seconds
+
+
+def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
+    """Median over turns of slow / fast."""
+    return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
+
+
+def gemm_seconds(rows: int, inner: int, columns: int) -> Callable[[], object]:
+    """One product ``[rows, inner] @ [inner, columns]`` to be timed beside the rest."""
+    left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+    return lambda: left @ right.T
+
+
+def peak_mb(work: Callable[[], Callable[[], object]]) -> tuple[float, float]:
+    """Resident memory in MB in a process of its own: after ``work()`` has built its model, and what running adds.
+
+    A fresh process, since the peak of one never falls.
+    """
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_measure, args=(work, sender))
+    process.start()
+    built, peak = receiver.recv()
+    process.join()
+    return built, peak - built
+
+
+def _measure(work: Callable[[], Callable[[], object]], sender: Any) -> None:
+    torch.set_num_threads(1)
+    run = work()
+    with open("/proc/self/status") as status:
+        built = next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
+    run()
+    sender.send((built, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024))
+
+
+def show(rows: Sequence[Mapping[str, object]]) -> None:
+    """A Markdown table."""
+    heads = list(rows[0])
+    print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
+    for row in rows:
+        print(f"| {' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in row.values())} |")
+
+
+def finish(numbers: Mapping[str, float], as_json: bool) -> int:
+    """The headline numbers, readable or as the last line of stdout."""
+    if as_json:
+        print(json.dumps(dict(numbers)))
+    else:
+        print("\n" + "\n".join(f"{name}: {value:.3g}" for name, value in numbers.items()))
+    return 0

@@ -1,0 +1,148 @@
+"""Response tokens a second of a training step, beside the same step written the plain way.
+
+    python benchmarks/train_step.py                    a 6-layer GPT-2 with 50,257 tokens, 32 rollouts a step
+    python benchmarks/train_step.py --scaling          cost against vocabulary, response length, K and model size
+
+Both paths take a whole optimiser step with the same loss (benchmarks/plain.py is the other side). *of the limit* is the
+time that the matrix products of the step would take alone, at the rate of a product of these shapes measured in the
+same turns, over the time that the step takes.
+"""
+
+from __future__ import annotations
+
+import math
+import statistics
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+
+from benchmarks import timing
+from benchmarks.case import Size, build, loss_of, make_batch, with_recorded
+from benchmarks.plain import plain_loss
+from dinado.batch import RolloutBatch
+from dinado.models.scores import PolicyScores
+from lightning_modules.base import OracleMethod
+
+METHODS = {"soft": "dinado_soft", "merge": "dinado_merge", "nado": "nado"}
+GEMM_ROWS = 512
+SCALES = {
+    "vocabulary": [Size(vocabulary=v) for v in (12_500, 25_000, 50_000)],
+    "response tokens": [Size(shortest=t, longest=t) for t in (12, 24, 48)],
+    "K": [Size(per_prompt=k) for k in (4, 8, 16)],
+    "model width": [Size(width=w) for w in (192, 384, 768)],
+}
+
+
+def main() -> int:
+    """Measure, print, and say how the other side compares."""
+    options = timing.parser(__doc__)
+    options.add_argument("--scaling", action="store_true", help="sizes instead of the other side")
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
+    if arguments.scaling:
+        return scaling(arguments.repeats, arguments.json)
+    size = Size()
+    rows, numbers = [], {}
+    for short, name in METHODS.items():
+        row, found = compare(short, name, size, arguments.repeats)
+        rows.append(row)
+        numbers |= found
+    timing.show(rows)
+    return timing.finish(numbers, arguments.json)
+
+
+def compare(short: str, name: str, size: Size, repeats: int) -> tuple[dict[str, object], dict[str, float]]:
+    """One method, both ways."""
+    method, batch = build(name, size), make_batch(size)
+    recorded = with_recorded(method, batch)
+    difference = abs(float(plain_loss(method, batch)) - float(loss_of(method, recorded)))
+    assert difference < 1e-3, f"the two paths disagree by {difference}"
+    seconds = timing.alternate(
+        {
+            "plain": step(method, batch, plain_loss),
+            "running the base": step(method, batch, loss_of),
+            "reading its states": step(method, recorded, loss_of),
+            "gemm": timing.gemm_seconds(GEMM_ROWS, size.width, size.vocabulary),
+        },
+        repeats,
+    )
+    tokens = int(batch.response_mask_BT.sum())
+    rate = 2 * GEMM_ROWS * size.width * size.vocabulary / statistics.median(seconds["gemm"])
+    limit_s = sum(2 * math.prod(shape) for shape in products(method, recorded)) / rate
+    ours = seconds["reading its states"]
+    speedup, share = timing.ratio(seconds["plain"], ours), limit_s / statistics.median(ours)
+    row = {
+        "method": name,
+        **{f"{path}, tokens/s": tokens / statistics.median(seconds[path]) for path in list(seconds)[:3]},
+        "speed-up": speedup,
+        "of the limit": share,
+        "GFLOP/s of products alone": rate / 1e9,
+    }
+    return row, {f"speedup_{short}": speedup, f"limit_share_{short}": share}
+
+
+def step(
+    method: OracleMethod, batch: RolloutBatch, loss: Callable[[OracleMethod, RolloutBatch], torch.Tensor]
+) -> Callable[[], object]:
+    """Forward, backward, update."""
+    optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-6)
+
+    def run() -> None:
+        optimizer.zero_grad()
+        loss(method, batch).backward()
+        optimizer.step()
+
+    return run
+
+
+def products(method: OracleMethod, batch: RolloutBatch) -> Iterator[tuple[int, int, int]]:
+    """Shapes of the matrix products that a step cannot do without, attention's own left out.
+
+    States of the frozen base are given, so a network pays for itself and a policy for one model: forward, and backward
+    through the activations and into what is trained. Every response token meets the vocabulary once for p, once for the
+    scores, and once for their derivative.
+    """
+    base, tokens = method.base, int(batch.response_mask_BT.sum())
+    width, vocabulary = base.hidden_size, base.vocab_size
+    read = int(batch.prompt_mask_PS.sum()) + tokens - batch.num_rows
+    if isinstance(method.scores, PolicyScores):
+        linear = [
+            p
+            for n, p in base.model.base_model.named_parameters()
+            if p.ndim == 2 and "lora_" not in n and "wpe" not in n
+        ]
+        yield from ((2 * read, *shape.shape) for shape in linear if max(shape.shape) <= 4 * width)
+        yield from ((3 * read, *p.shape) for n, p in base.model.named_parameters() if "lora_" in n)
+    else:
+        yield from ((3 * read, *p.shape) for p in method.scores.network.parameters() if p.ndim == 2)
+    yield 3 * tokens, width, vocabulary
+
+
+def scaling(repeats: int, as_json: bool) -> int:
+    """Seconds of a step at three sizes, and the exponent with which they grow."""
+    rows, numbers = [], {}
+    for what, sizes in SCALES.items():
+        for short, name in METHODS.items():
+            steps, amounts = {}, []
+            for size in sizes:
+                method, batch = build(name, size), make_batch(size)
+                recorded = with_recorded(method, batch)
+                amount = {"vocabulary": size.vocabulary, "K": size.per_prompt, "model width": size.width}
+                amounts.append(amount.get(what, size.longest))
+                steps[str(amounts[-1])] = step(method, recorded, loss_of)
+            seconds = {key: statistics.median(values) for key, values in timing.alternate(steps, repeats).items()}
+            first, *_, last = seconds.values()
+            exponent = math.log(last / first) / math.log(amounts[-1] / amounts[0])
+            measured = ", ".join(f"{key}: {value * 1000:.0f} ms" for key, value in seconds.items())
+            rows.append({"grows with": what, "method": name, "a step": measured, "exponent": exponent})
+            numbers[f"exponent_{what.replace(' ', '_')}_{short}"] = exponent
+    timing.show(rows)
+    return timing.finish(numbers, as_json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
