@@ -43,7 +43,15 @@ def main() -> int:
         if arguments.base == "gpt2-like"
         else BaseLM.load(resolve_base(arguments.base, arguments.cache))
     )
-    network = {"layers": 2, "width": 256, "heads": 4, "taps": [0.0, 0.33, 0.67, 1.0], "head": "tied", "seed": 0}
+    network = {
+        "layers": 2,
+        "width": 256,
+        "heads": 4,
+        "taps": [0.0, 0.33, 0.67, 1.0],
+        "head": "tied",
+        "pointer": False,
+        "seed": 0,
+    }
     adapted = copy.deepcopy(base)
     build_lora(adapted, r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0)
     merge_adapters(adapted)

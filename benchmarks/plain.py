@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinado.batch import RolloutBatch
+from dinado.models.oracle_network import NetworkStates
 from dinado.models.scores import NetworkScores, PolicyScores, adapters
 from dinado.models.shared_prefix import positions_PS
 from dinado.objectives.losses import oracle_loss
@@ -36,7 +37,7 @@ def plain_loss(method: OracleMethod, batch: RolloutBatch) -> Tensor:
         score_BLV = log_q_BLV - log_p_BLV
         norm_states = [out.hidden_states[base.layer(tap)].detach() for tap in method.config.objective.norm_taps]
     else:
-        score_BLV, own_BLE = _network(scores, out, where)
+        score_BLV, own_BLE = _network(scores, out, ids_BL, where)
         norm_states = [own_BLE]
     if method.norm_head is None:
         log_r_BLV = F.logsigmoid(score_BLV)
@@ -52,9 +53,11 @@ def plain_loss(method: OracleMethod, batch: RolloutBatch) -> Tensor:
     return (loss.total_B * batch.weight_B).sum() / batch.weight_total
 
 
-def _network(scores: NetworkScores, out: object, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _network(scores: NetworkScores, out: object, ids_BL: Tensor, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     network, base = scores.network, scores.base
-    features = network.features([out.hidden_states[base.layer(tap)] for tap in scores.taps])  # type: ignore[attr-defined]
+    taps = [out.hidden_states[base.layer(tap)] for tap in scores.taps]  # type: ignore[attr-defined]
+    features = network.features(taps, ids_BL, base.head)
     own_BLE = network.body(inputs_embeds=features, use_cache=False, **where).last_hidden_state
     head = network.head(base.head)
-    return F.linear(network.score_hidden(own_BLE), head.weight_VD, head.bias_V) * head.scale, own_BLE
+    hidden_BLD = network.score_hidden(NetworkStates(own_BLE, None))
+    return F.linear(hidden_BLD, head.weight_VD, head.bias_V) * head.scale, own_BLE

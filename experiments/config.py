@@ -212,6 +212,8 @@ class NetworkConfig:
     """Depths of the base that are read, as fractions: 0 the token embeddings, 1 the last layer."""
     head: Literal["free", "tied"] = "free"
     """Vocabulary head: a matrix of its own, or the base's output embeddings behind a learned projection."""
+    pointer: bool = False
+    """Let it raise or lower the tokens of the prompt and of the text so far, and their neighbours (tied head only)."""
 
 
 @dataclass

@@ -244,6 +244,8 @@ def _objective(loaded: Loaded) -> Iterator[str]:
     if resolved_parameters(config) == "network":
         if config.network.width % config.network.heads:
             yield f"{_said(loaded, 'network.width')}: not divisible by network.heads={config.network.heads}"
+        if config.network.pointer and config.network.head != "tied":
+            yield f"{_said(loaded, 'network.pointer')}: it points into the base's embeddings; set network.head=tied"
         if not config.network.taps:
             yield f"{_said(loaded, 'network.taps')}: the network needs at least one layer of the base, such as [1.0]"
 

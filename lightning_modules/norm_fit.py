@@ -70,7 +70,7 @@ def _loss(method: OracleMethod, batch: RolloutBatch) -> tuple[Tensor, Tensor, Te
     """This process's part of the loss, and the cross entropy and number of tokens behind it."""
     assert method.norm_head is not None, "experiments/rules.py lets through methods with a norm head only"
     if isinstance(method.scores, NetworkScores):
-        states: tuple[Tensor, ...] = (method.scores.own_states(batch),)
+        states: tuple[Tensor, ...] = (method.scores.own_states(batch).state_NLE,)
     else:
         states, _ = base_taps(method.base, batch, method.needs.taps)
     root_B = batch.root_B if method.config.targets.root == "store" else None
@@ -84,6 +84,7 @@ def _parameters(method: OracleMethod) -> list[Tensor]:
     assert method.norm_head is not None
     trained: list[Tensor] = list(method.norm_head.parameters())
     if isinstance(method.scores, NetworkScores):
-        out = method.scores.network.out.weight
-        trained += [p for p in method.scores.network.parameters() if p is not out]
+        network = method.scores.network
+        decodes = {id(p) for p in (*network.zero_start(), *(network.pointer.parameters() if network.pointer else ()))}
+        trained += [p for p in network.parameters() if id(p) not in decodes]
     return trained

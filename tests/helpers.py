@@ -106,13 +106,22 @@ def plain_log_probs(
 
 
 def random_network(base: BaseLM, link: str = "logsigmoid", **settings: object) -> NetworkScores:
-    """An oracle network whose output head has been moved off zero."""
-    sizes = {"layers": 2, "width": 16, "heads": 2, "taps": [1.0], "head": "free", "seed": 0} | settings
+    """An oracle network whose zero-start weights have been moved off zero."""
+    sizes = {
+        "layers": 2,
+        "width": 16,
+        "heads": 2,
+        "taps": [1.0],
+        "head": "free",
+        "pointer": False,
+        "seed": 0,
+    } | settings
     scores = build_network(base, link, **sizes)  # type: ignore[arg-type]
     network: OracleNetwork = scores.network
-    shape = network.out.weight.shape
+    stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
-        network.out.weight.copy_(torch.randn(shape, generator=torch.Generator().manual_seed(1)))
+        for parameter in network.zero_start():
+            parameter.copy_(torch.randn(parameter.shape, generator=stream))
     return scores.eval()
 
 

@@ -65,6 +65,13 @@ def plain(scores: object, ids: Sequence[int], alpha: float) -> Tensor:
         if network.tied:
             weight_VD = base.model.get_output_embeddings().weight
             u = u @ weight_VD.T / weight_VD.norm(dim=1).mean()
+        if network.pointer is not None:
+            centred_LD = weight_VD[row[0]] - weight_VD.mean(0)
+            target_LD = centred_LD / centred_LD.norm(dim=1, keepdim=True) ** 2
+            for i in range(len(ids)):
+                for j in range(i + 1):
+                    coefficient = network.pointer.query(state[i]) @ network.pointer.key(state[j]) / 8
+                    u[i] += coefficient * weight_VD @ target_LD[j]
         score = logsigmoid(u) if scores.link == "logsigmoid" else u
     else:
         with adapters(base, on=False):
@@ -78,6 +85,7 @@ KINDS = {
     "identity": lambda base: random_network(base, "identity"),
     "tied, two taps": lambda base: random_network(base, "identity", head="tied", taps=[0.5, 1.0]),
     "embeddings": lambda base: random_network(base, taps=[0.0]),
+    "pointer": lambda base: random_network(base, "identity", head="tied", pointer=True),
     "lora": random_lora,
 }
 CASES = [(name, kind) for name in ("llama", "gpt2") for kind in KINDS]

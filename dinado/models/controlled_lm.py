@@ -18,6 +18,7 @@ from transformers.cache_utils import DynamicLayer
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
 from dinado.models.base_lm import BaseLM
+from dinado.models.oracle_network import NetworkStates
 from dinado.models.scores import NetworkScores, PolicyScores, adapters
 from dinado.models.shared_prefix import positions_PS
 from dinado.objectives.reduction import link_scores
@@ -39,7 +40,7 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         base = scores.base
         config = copy.deepcopy(base.model.config)
         self_layers = base.num_layers
-        extra = scores.network.layers if isinstance(scores, NetworkScores) else self_layers if alpha != 1.0 else 0
+        extra = scores.network.cache_layers if isinstance(scores, NetworkScores) else self_layers if alpha != 1.0 else 0
         config.num_hidden_layers = self_layers + extra
         if getattr(config, "layer_types", None):
             config.layer_types = [*config.layer_types, *["full_attention"] * extra]
@@ -106,9 +107,10 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         )
         last = out.last_hidden_state
         taps = [last if i == layers else out.hidden_states[i] for i in indices]
-        view = _view(cache, layers, layers + network.layers)
-        (state,) = network.run(network.features(taps), past_key_values=view, **where)
-        u = network.head(self.base.head).logits(network.score_hidden(state[:, -keep:]))
+        view = _view(cache, layers, layers + network.cache_layers)
+        ran = network.run(network.features(taps, ids_NL, self.base.head), past_key_values=view, **where)
+        last_states = NetworkStates(*(out[:, -keep:] for out in ran), *(() if len(ran) > 1 else (None,)))
+        u = network.head(self.base.head).logits(network.score_hidden(last_states))
         return self.base.head.logits(last[:, -keep:]) + self.alpha * link_scores(scores.link, u)
 
     def _policy(

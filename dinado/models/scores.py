@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM, LMStates
-from dinado.models.oracle_network import OracleNetwork
+from dinado.models.oracle_network import NetworkStates, OracleNetwork
 from dinado.models.shared_prefix import align
 from dinado.objectives.reduction import Link
 from dinado.objectives.vocabulary import VocabularyStatistics, token_log_probs, vocabulary_statistics
@@ -73,11 +73,11 @@ class NetworkScores(nn.Module):
         """Statistics of a batch; gradients reach the network only."""
         states = frozen_states(self.base, batch, [*needs.taps, *self.taps])
         taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
-        own_BTE = self.own_states(batch, states)
+        own = self.own_states(batch, states)
         statistics = vocabulary_statistics(
             states.hidden_BTD,
             self.base.head,
-            self.network.score_hidden(own_BTE),
+            self.network.score_hidden(own),
             self.network.head(self.base.head),
             batch.response_BT,
             batch.response_mask_BT,
@@ -86,12 +86,12 @@ class NetworkScores(nn.Module):
             support=needs.support,
             candidate_BTK=batch.candidate_BTK,
         )
-        return Scored(statistics, taps, own_BTE)
+        return Scored(statistics, taps, own.state_NLE)
 
-    def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> Tensor:
-        """The network's states ``[B, T, E]``, without a look at the vocabulary."""
+    def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> NetworkStates:
+        """The network's states ``[B, T, ...]``, without a look at the vocabulary."""
         states = frozen_states(self.base, batch, self.taps) if states is None else states
-        return self.network.forward_batch(states, batch.prompt_of_row_B, batch.response_mask_BT)
+        return self.network.forward_batch(states, batch, self.base.head)
 
 
 class PolicyScores(nn.Module):

@@ -16,7 +16,16 @@ from dinado.seeding import derive_seed
 
 
 def build_network(
-    base: BaseLM, link: Link, *, layers: int, width: int, heads: int, taps: Sequence[float], head: str, seed: int
+    base: BaseLM,
+    link: Link,
+    *,
+    layers: int,
+    width: int,
+    heads: int,
+    taps: Sequence[float],
+    head: str,
+    pointer: bool,
+    seed: int,
 ) -> NetworkScores:
     """An oracle network on the base's hidden states; its initialisation is a named stream of ``seed``."""
     with torch.random.fork_rng(devices=[]):
@@ -29,6 +38,7 @@ def build_network(
             layers=layers,
             heads=heads,
             head=head,
+            pointer=pointer,
             base_weight_VD=base.head.weight_VD,
         )
     return NetworkScores(base, network, list(taps), link)
