@@ -273,6 +273,12 @@ class TrainerConfig:
     """Nodes."""
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     """Arithmetic of the networks; losses are float32 whatever it is."""
+    compile: bool = False
+    """Compile the layers of base and network with torch.compile; the first steps wait for that."""
+    checkpointing: bool = False
+    """Compute the layers of a policy again in the backward pass instead of keeping what happens inside them."""
+    profiler: Literal["simple", "advanced", "pytorch"] | None = None
+    """Write where the time of training goes to `fit-profile.txt` in the run folder; `pytorch` adds a trace."""
     val_every: int = 200
     """Optimiser steps between validations; 0 validates only at the end."""
     log_every: int = 10

@@ -198,6 +198,7 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "objective.floor": no_lookahead,
         "objective.sharpness": no_lookahead,
         "targets.candidates": no_lookahead,
+        "trainer.checkpointing": trained == "network" and "it belongs to policies, a network is small",
         "data.states": not depths_read(config) and "training never runs the frozen base here",
         "data.states_limit_gb": not depths_read(config) and "training never runs the frozen base here",
         "objective.path": method == "dinado_hard" and "its values are the telescoped ones already",

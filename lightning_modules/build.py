@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from dinado.models.acceleration import checkpoint_layers, compile_layers
 from dinado.models.base_lm import BaseLM
+from dinado.models.scores import PolicyScores
 from experiments.config import Config
 from lightning_modules.base import OracleMethod
 from lightning_modules.dinado_hard import DinadoHard
@@ -21,5 +23,14 @@ METHODS: dict[str, type[OracleMethod]] = {
 
 
 def build_method(config: Config, base: BaseLM) -> OracleMethod:
-    """The configured method around a base; adapters are injected into the base."""
-    return METHODS[config.method](config, base)
+    """The configured method around a base; adapters are injected into the base.
+
+    Raises:
+        UserError: ``trainer.checkpointing`` for a base without transformer layers.
+    """
+    method = METHODS[config.method](config, base)
+    if config.trainer.compile:
+        compile_layers(method)
+    if config.trainer.checkpointing and isinstance(method.scores, PolicyScores):
+        checkpoint_layers(method.scores.policy)
+    return method

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
 from experiments.config import Config
@@ -51,8 +52,15 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
         enable_model_summary=False,
         use_distributed_sampler=False,
         default_root_dir=str(folder.path),
+        profiler=build_profiler(settings.profiler, folder),
     )
     return trainer, stop
+
+
+def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:
+    """Lightning's profiler of that name, which writes into the run folder."""
+    kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
+    return None if name is None else kinds[name](dirpath=str(folder.path), filename="profile")
 
 
 def checkpoint_to_resume(folder: RunFolder) -> Path | None:

@@ -56,6 +56,7 @@ INVALID = [
     (PLAIN, "oracle.name=regex oracle.pattern=a oracle.words=[b]", "ignored by oracle.name=regex"),
     # settings the method does not read
     (PLAIN, "method=sft data.states=float32", "ignored, training never runs the frozen base here"),
+    (PLAIN, "method=nado trainer.checkpointing=true", "ignored, it belongs to policies"),
     (PLAIN, "sft_data=references", "sft_data=references: ignored, it belongs to method=sft"),
     (PLAIN, "method=sft objective.regulariser=1", "objective.regulariser=1.0: ignored"),
     (PLAIN, "method=nado objective.norm=mean", "belongs to dinado_soft, dinado_merge"),

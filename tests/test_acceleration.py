@@ -1,0 +1,120 @@
+"""Compiled and recomputed layers, and lower precision: the same training, in less memory or time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from helpers import base_lm, batch_of
+from test_exact_training import outcome
+from torch import Tensor
+
+from dinado.errors import UserError
+from dinado.models.acceleration import checkpoint_layers, compile_layers, decoder_layers
+from dinado.models.markov import build_markov
+from dinado.models.scores import Needs, PolicyScores
+from dinado.models.trainable import build_full, build_lora
+from dinado.objectives.vocabulary import VocabularyStatistics
+
+NEEDS = Needs(maximum=True, taps=(0.5,), of_policy=True)
+
+
+def policy(name: str, kind: str) -> PolicyScores:
+    base = base_lm(name)
+    scores = (
+        build_full(base)
+        if kind == "full"
+        else build_lora(base, r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
+    )
+    with torch.no_grad():
+        for index, parameter in enumerate(p for p in scores.policy.model.parameters() if p.requires_grad):
+            parameter.add_(0.1 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(index)))
+    return scores
+
+
+def outcome_of(scores: PolicyScores) -> tuple[VocabularyStatistics, list[Tensor]]:
+    """Statistics and gradients; prompts are of different lengths and shared by rollouts."""
+    found = scores(batch_of(scores.base), NEEDS).statistics
+    total = sum((field.square().sum() for field in found if field is not None), torch.zeros(()))
+    return found, list(torch.autograd.grad(total, [p for p in scores.policy.model.parameters() if p.requires_grad]))
+
+
+def saved_elements(compute: Callable[[], object]) -> int:
+    sizes: dict[int, int] = {}
+    kept = []
+
+    def pack(tensor: Tensor) -> Tensor:
+        kept.append(tensor)
+        sizes[tensor.data_ptr()] = tensor.numel()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        result = compute()
+    assert result is not None
+    return sum(sizes.values())
+
+
+@pytest.mark.parametrize("kind", ["lora", "full"])
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_recomputing_changes_no_number_and_saves_memory(name: str, kind: str) -> None:
+    plain, recomputed = policy(name, kind), policy(name, kind)
+    checkpoint_layers(recomputed.policy)
+    (statistics, gradients), (found, again) = outcome_of(plain), outcome_of(recomputed)
+    for a, b in zip((*statistics[:4], *gradients), (*found[:4], *again), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-5, atol=1e-6)
+    before, after = (saved_elements(lambda s=s: s(batch_of(s.base), NEEDS)) for s in (plain, recomputed))
+    assert after < 0.7 * before
+
+
+def test_recomputing_draws_the_same_dropout(tmp_path: Path) -> None:
+    words = ["method=dinado_merge", "parameters=lora", "lora.dropout=0.2", "optim.steps=12", "rollouts.per_prompt=100"]
+    kept = outcome(tmp_path, "exact_gpt2", *words)
+    again = outcome(tmp_path, "exact_gpt2", *words, "trainer.checkpointing=true")
+    for name in ("train/loss", "val/kl_to_optimum", "norm/adapter_fro"):
+        assert again[name] == pytest.approx(kept[name], rel=1e-4)
+
+
+def test_a_base_without_layers() -> None:
+    model, _ = build_markov(5, seed=0)
+    assert not decoder_layers(model)
+    with pytest.raises(UserError, match=r"trainer\.checkpointing"):
+        checkpoint_layers(model)
+
+
+def test_compiled_layers_give_the_same_numbers() -> None:
+    """With a compiler that only traces: what a backend does to arithmetic is not ours to test here."""
+    plain, compiled = policy("llama", "lora"), policy("llama", "lora")
+    original, used = torch.compile, []
+
+    def trace(function: Callable[..., object], **settings: object) -> Callable[..., object]:
+        used.append(settings)
+        return original(function, backend="eager", **settings)  # type: ignore[call-overload]
+
+    torch.compile = trace  # type: ignore[assignment]
+    try:
+        compile_layers(compiled)
+    finally:
+        torch.compile = original
+    assert len(used) == len(decoder_layers(plain)) == 2
+    (statistics, gradients), (found, again) = outcome_of(plain), outcome_of(compiled)
+    for a, b in zip((*statistics[:4], *gradients), (*found[:4], *again), strict=True):
+        torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["dinado_soft", "dinado_merge"])
+def test_mixed_precision_trains_about_the_same(tmp_path: Path, method: str) -> None:
+    words = [f"method={method}", "optim.steps=60", "optim.lr=1e-2", "rollouts.per_prompt=400"]
+    full = outcome(tmp_path, "exact_gpt2", *words)
+    mixed = outcome(tmp_path, "exact_gpt2", *words, "trainer.precision=bf16-mixed")
+    assert mixed["val/gap_closed"] == pytest.approx(full["val/gap_closed"], abs=0.1)
+    assert mixed["train/loss"] == pytest.approx(full["train/loss"], rel=0.1)
+
+
+def test_a_profile_is_written(tmp_path: Path) -> None:
+    outcome(
+        tmp_path, "exact_gpt2", "method=nado", "optim.steps=2", "rollouts.per_prompt=100", "trainer.profiler=simple"
+    )
+    (file,) = tmp_path.glob("runs/*/*/fit-profile.txt")
+    assert "run_training_batch" in file.read_text()
