@@ -1,12 +1,11 @@
-"""Which rows go into which optimiser step, micro-batch and process, and how they become tensors.
+"""How rows become tensors.
 
-Axes: N rows, G groups, P prompts, S prompt tokens, B rows of a batch, T response tokens.
+Axes: N rows, P prompts, S prompt tokens, B rows of a batch, T response tokens.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import lru_cache
 
 import numpy as np
 import torch
@@ -15,126 +14,8 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.rows import Rows, rows_by_prompt
 from dinado.batch import RecordedStates, RolloutBatch
-from dinado.errors import ConfigError
 from dinado.models.base_lm import BaseLM
 from dinado.prompt import Prompt
-from dinado.seeding import generator
-
-
-class BatchPlan:
-    """An endless sequence of optimiser steps over some rows, the same on any number of processes.
-
-    An epoch is every row once: the rows of each prompt, shuffled, are cut into groups; the groups are shuffled and
-    laid end to end; steps are cut from epoch after epoch without regard to where one ends. What is left of an epoch
-    opens the next step.
-
-    Args:
-        rows: where ``use_N`` points into.
-        use_N: rows that take part.
-        batch_size: rows in an optimiser step.
-        rows_per_prompt: largest group of rows of one prompt.
-        seed, name: name the random streams.
-    """
-
-    def __init__(
-        self, rows: Rows, use_N: np.ndarray, batch_size: int, rows_per_prompt: int, seed: int, name: str = "batches"
-    ) -> None:
-        self._use_N = use_N
-        self._name = name
-        self._prompt_N = rows.prompt_index_N[use_N]
-        self._length_N = rows.length_N[use_N]
-        self._batch_size = batch_size
-        self._rows_per_prompt = rows_per_prompt
-        self._seed = seed
-        self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
-
-    def step(self, index: int) -> np.ndarray:
-        """The ``batch_size`` rows of an optimiser step, groups side by side, short responses first."""
-        stream = np.arange(index * self._batch_size, (index + 1) * self._batch_size)
-        epochs, offsets = stream // len(self._use_N), stream % len(self._use_N)
-        row_B = np.empty(len(stream), dtype=np.int64)
-        group_B = np.empty((len(stream), 2), dtype=np.int64)
-        for epoch in np.unique(epochs):
-            here = epochs == epoch
-            order_N, group_N = self._epoch(int(epoch))
-            row_B[here] = order_N[offsets[here]]
-            group_B[here] = np.stack([epochs[here], group_N[offsets[here]]], 1)
-        # Similar lengths share a micro-batch, which saves padding and changes no sum over the step.
-        _, group_B = np.unique(group_B, axis=0, return_inverse=True)
-        longest_G = np.zeros(group_B.max() + 1, dtype=np.int64)
-        np.maximum.at(longest_G, group_B, self._length_N[row_B])
-        return self._use_N[row_B[np.lexsort((group_B, longest_G[group_B]))]]
-
-    def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in ``use_N`` in the order of this epoch, and the number of the group each belongs to."""
-        stream = generator(self._seed, self._name, epoch)
-        shuffled_N = torch.randperm(len(self._use_N), generator=stream).numpy()
-        size = self._rows_per_prompt
-        groups = [
-            shuffled_N[rows_K[start : start + size]]
-            for rows_K in rows_by_prompt(self._prompt_N[shuffled_N])
-            for start in range(0, len(rows_K), size)
-        ]
-        groups = [groups[g] for g in torch.randperm(len(groups), generator=stream).tolist()]
-        return np.concatenate(groups), np.repeat(np.arange(len(groups)), [len(group) for group in groups])
-
-
-class StratifiedPlan:
-    """Steps with a fixed number of rows from each of several strata, each stratum with epochs of its own.
-
-    Args:
-        rows: where the strata point into.
-        strata_N: disjoint sets of rows.
-        counts: rows of each stratum in a step.
-        rows_per_prompt, seed: see :class:`BatchPlan`.
-    """
-
-    def __init__(
-        self, rows: Rows, strata_N: Sequence[np.ndarray], counts: Sequence[int], rows_per_prompt: int, seed: int
-    ) -> None:
-        self._length_N = rows.length_N
-        self._plans = [
-            BatchPlan(rows, use_N, count, rows_per_prompt, seed, f"batches of stratum {index}")
-            for index, (use_N, count) in enumerate(zip(strata_N, counts, strict=True))
-        ]
-
-    def step(self, index: int) -> np.ndarray:
-        """The rows of an optimiser step, short responses first."""
-        row_B = np.concatenate([plan.step(index) for plan in self._plans])
-        return row_B[np.argsort(self._length_N[row_B], kind="stable")]
-
-
-def stratum_weights(strata_N: Sequence[np.ndarray], counts: Sequence[int]) -> list[float]:
-    """What a row of each stratum has to count for so that a step's loss keeps its expectation: N_s / N over n_s / B."""
-    num_rows, num_drawn = sum(map(len, strata_N)), sum(counts)
-    return [(len(rows) / num_rows) / (count / num_drawn) for rows, count in zip(strata_N, counts, strict=True)]
-
-
-def accumulation(batch_size: int, micro_batch: int | None, world_size: int) -> int:
-    """Micro-batches that one process contributes to an optimiser step.
-
-    Args:
-        micro_batch: rows in a micro-batch; None gives each process its whole share at once.
-
-    Raises:
-        ConfigError: the step cannot be shared out evenly.
-    """
-    if batch_size % world_size:
-        raise ConfigError(f"optim.batch_size={batch_size} is not a multiple of the {world_size} processes; change it")
-    share = batch_size // world_size
-    if micro_batch is None:
-        return 1
-    if share % micro_batch:
-        raise ConfigError(
-            f"optim.micro_batch={micro_batch} does not divide the {share} rollouts a process gets of "
-            f"optim.batch_size={batch_size}; choose a divisor"
-        )
-    return share // micro_batch
-
-
-def split_step(row_N: np.ndarray, rank: int, world_size: int, micro_batches: int) -> list[np.ndarray]:
-    """The micro-batches of one process; neighbours in length go to different processes, so that none waits long."""
-    return np.split(row_N, world_size * micro_batches)[rank::world_size]
 
 
 def held_out_batches(prompt_index_N: np.ndarray, rank: int, world_size: int, rows: int) -> list[np.ndarray | None]:

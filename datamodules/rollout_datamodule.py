@@ -11,17 +11,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from lightning import LightningDataModule
 
-from datamodules.batching import (
-    BatchPlan,
-    EncodedPrompts,
-    StratifiedPlan,
-    accumulation,
-    collate,
-    held_out_batches,
-    split_step,
-    stratum_weights,
-)
+from datamodules.batching import EncodedPrompts, collate, held_out_batches
 from datamodules.lookahead import with_lookahead
+from datamodules.plans import BatchPlan, Budget, StratifiedPlan, micro_batches, split_step, stratum_weights
 from datamodules.references import rows_of_references
 from datamodules.rows import Rows, rows_of_rollouts, weight_summary
 from datamodules.states import state_store, with_states
@@ -130,33 +122,34 @@ class RolloutDataModule(LightningDataModule):
         use_N = np.arange(len(self.rows))
         if config.method == "sft" and uses_rollouts(config):
             use_N = np.flatnonzero(self.rows.score_N > POSITIVE_ABOVE)
-        self._check_enough(len(use_N))
+        self._check_enough(use_N)
         stratified = config.targets.positives_share > 0 and config.method != "sft"
         self._plan = self._stratified() if stratified else self._as_they_come(use_N)
 
     @property
     def accumulation(self) -> int:
         """Micro-batches of one process in an optimiser step."""
-        return accumulation(self.config.optim.batch_size, self.config.optim.micro_batch, self._place()[1])
+        return micro_batches(self.config.optim, self._place()[1])
 
     def train_dataloader(self) -> TrainLoader:
         """Micro-batches up to ``optim.steps``."""
         return TrainLoader(self)
 
-    def batches(self, start: int, stop: int, micro_batches: int = 1) -> Iterator[RolloutBatch]:
+    def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
         """What this process trains on in some optimiser steps, each cut into micro-batches."""
         rank, world_size = self._place()
         for step in range(start, stop):
             row_N = self._plan.step(step)
             weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))
-            for row_B in split_step(row_N, rank, world_size, micro_batches):
+            length_N = self.rows.length_N[row_N] if self._budget.by_tokens else None
+            for row_B in split_step(row_N, rank, world_size, parts, length_N):
                 yield self.train_batch(row_B, weight_total)
 
     def val_dataloader(self) -> HeldOutLoader:
         """Every held-out rollout once."""
         rank, world_size = self._place()
-        rows = self.config.optim.batch_size // (world_size * self.accumulation)
-        return HeldOutLoader(self, held_out_batches(self.val_rows.prompt_index_N, rank, world_size, rows))
+        rows = self._budget.rows(self.val_rows.length_N) / (world_size * self.accumulation)
+        return HeldOutLoader(self, held_out_batches(self.val_rows.prompt_index_N, rank, world_size, int(rows)))
 
     def state_dict(self) -> dict[str, Any]:
         """How far training has come, and what that position refers to."""
@@ -206,38 +199,54 @@ class RolloutDataModule(LightningDataModule):
         return with_states(rows, rollouts, state_store(config, self._base, store))
 
     def _as_they_come(self, use_N: np.ndarray) -> BatchPlan | StratifiedPlan:
-        optim = self.config.optim
-        return BatchPlan(self.rows, use_N, optim.batch_size, optim.rows_per_prompt, self.config.seed)
+        return BatchPlan(self.rows, use_N, self._budget, self.config.optim.rows_per_prompt, self.config.seed)
 
     def _stratified(self) -> BatchPlan | StratifiedPlan:
         """A fixed number of accepted rollouts in every step, everything reweighted to keep the loss's expectation."""
         optim, share = self.config.optim, self.config.targets.positives_share
         accepted_N = self.rows.score_N > POSITIVE_ABOVE
         strata = [np.flatnonzero(accepted_N), np.flatnonzero(~accepted_N)]
-        wanted = min(max(round(share * optim.batch_size), 1), optim.batch_size - 1)
-        counts = [wanted, optim.batch_size - wanted]
-        for rows_N, count, name in zip(strata, counts, ("accepted", "rejected"), strict=True):
-            if len(rows_N) < count:
+        accepted = self._budget.share(share)
+        budgets = [accepted, Budget(self._budget.amount - accepted.amount, accepted.by_tokens)]
+        key, unit = ("batch_tokens", "tokens of ") if accepted.by_tokens else ("batch_size", "")
+        for rows_N, budget, name in zip(strata, budgets, ("accepted", "rejected"), strict=True):
+            there = self._amount(rows_N)
+            if there < budget.amount:
                 raise DataError(
-                    f"targets.positives_share={share} asks for {count} {name} rollouts in a step and there are "
-                    f"{len(rows_N)}; change it, lower optim.batch_size, or raise rollouts.per_prompt"
+                    f"targets.positives_share={share} asks for {budget.amount} {unit}{name} rollouts "
+                    f"in a step and there are {there}; change it, lower optim.{key}, or raise rollouts.per_prompt"
                 )
+        counts = [budget.rows(self.rows.length_N[rows_N]) for rows_N, budget in zip(strata, budgets, strict=True)]
         for rows_N, weight in zip(strata, stratum_weights(strata, counts), strict=True):
             self.rows.weight_N[rows_N] *= weight
-        return StratifiedPlan(self.rows, strata, counts, optim.rows_per_prompt, self.config.seed)
+        return StratifiedPlan(self.rows, strata, budgets, optim.rows_per_prompt, self.config.seed)
 
-    def _check_enough(self, count: int) -> None:
-        """An optimiser step never holds a row twice."""
-        if count >= self.config.optim.batch_size:
+    def _amount(self, use_N: np.ndarray) -> int:
+        """How much these rows are of what a budget counts."""
+        return int(self.rows.length_N[use_N].sum()) if self._budget.by_tokens else len(use_N)
+
+    def _check_enough(self, use_N: np.ndarray) -> None:
+        """An optimiser step never holds a row twice, and has one for every micro-batch of every process."""
+        optim, parts = self.config.optim, self._place()[1] * self.accumulation
+        count = self._amount(use_N)
+        if self._budget.by_tokens and count >= self._budget.amount:
+            longest = int(self.rows.length_N[use_N].max())
+            if longest * parts > self._budget.amount:
+                raise DataError(
+                    f"optim.batch_tokens={optim.batch_tokens} shared by {parts} micro-batches is less than the longest "
+                    f"response has, {longest} tokens; raise it"
+                )
+            return
+        if not self._budget.by_tokens and count >= self._budget.amount:
             return
         name, fix = "training rollouts", "raise rollouts.per_prompt or data.train_prompts"
         if self.config.method == "sft" and uses_rollouts(self.config):
             name = f"of {len(self.rows)} training rollouts that the oracle accepts"
         elif not uses_rollouts(self.config):
             name, fix = "references", "raise data.train_prompts"
+        key, unit = ("batch_tokens", "tokens of ") if self._budget.by_tokens else ("batch_size", "")
         raise DataError(
-            f"there are {count} {name}, fewer than optim.batch_size={self.config.optim.batch_size}; {fix}, or lower "
-            "optim.batch_size"
+            f"there are {count} {unit}{name}, fewer than optim.{key}={self._budget.amount}; {fix}, or lower optim.{key}"
         )
 
     def _order(self) -> dict[str, Any]:
@@ -246,10 +255,16 @@ class RolloutDataModule(LightningDataModule):
         return {
             "seed": self.config.seed,
             "optim.batch_size": optim.batch_size,
+            "optim.batch_tokens": optim.batch_tokens,
             "optim.rows_per_prompt": optim.rows_per_prompt,
             "micro-batches in a step": self.accumulation,
             "training rows": len(self.rows),
         }
+
+    @property
+    def _budget(self) -> Budget:
+        optim = self.config.optim
+        return Budget(optim.batch_size) if optim.batch_tokens is None else Budget(optim.batch_tokens, by_tokens=True)
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""

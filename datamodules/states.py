@@ -38,7 +38,9 @@ def state_store(config: Config, base: BaseLM, store: RolloutStore) -> StateStore
     layers = sorted({base.layer(depth) for depth in depths})
     states = StateStore(store, layers, base.hidden_size, "float32" if kept == "auto" else kept)
     rollouts = store.read()
-    visits = (config.optim.steps + config.optim.norm_steps) * config.optim.batch_size
+    optim = config.optim
+    in_a_step = optim.batch_size if optim.batch_tokens is None else optim.batch_tokens / rollouts.length_N.mean()
+    visits = (optim.steps + optim.norm_steps) * in_a_step
     small = sum(p.numel() for p in base.model.parameters()) < WORTH_PARAMETERS
     if kept == "auto" and (small or visits < WORTH_READS * len(rollouts)):
         return None

@@ -253,6 +253,10 @@ class OptimConfig:
     """Rollouts in an optimiser step, over all processes and accumulated micro-batches."""
     micro_batch: int | None = None
     """Rollouts in one forward pass of one process; null is `batch_size / devices`."""
+    batch_tokens: int | None = None
+    """Response tokens in an optimiser step, in place of `batch_size` rollouts; of long responses it then holds few."""
+    micro_tokens: int | None = None
+    """With `batch_tokens`: about how many of them one forward pass of one process may hold; null is all it has."""
     rows_per_prompt: int = 8
     """Rollouts of one prompt that travel together, so that the prompt is encoded once."""
     steps: int = 800

@@ -81,6 +81,7 @@ def shrink(loaded: Loaded) -> None:
     config = loaded.config
     processes = config.trainer.devices * config.trainer.num_nodes
     small = {**SMALL, "optim.batch_size": 2 * processes, "optim.rows_per_prompt": 2}
+    config.optim.batch_tokens = config.optim.micro_tokens = None
     if config.optim.micro_batch is not None:
         small["optim.micro_batch"] = 1
     for key, value in small.items():

@@ -37,7 +37,8 @@ SEED: Test = (lambda x: 0 <= x < 2**32, "must be from 0 to 4294967295")
 
 RANGES: dict[Test, str] = {
     SEED: "seed task.seed rollouts.seed",
-    POSITIVE: "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
+    POSITIVE: "optim.batch_tokens optim.micro_tokens "
+    "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
     "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
     "data.states_limit_gb "
@@ -254,7 +255,11 @@ def _objective(loaded: Loaded) -> Iterator[str]:
 def _batch(loaded: Loaded) -> Iterator[str]:
     optim, trainer = loaded.config.optim, loaded.config.trainer
     processes = trainer.devices * trainer.num_nodes
-    if optim.batch_size % (processes * (optim.micro_batch or 1)):
+    if optim.batch_tokens is not None and optim.micro_batch is not None:
+        yield f"{_said(loaded, 'optim.micro_batch')}: counts rollouts, and optim.batch_tokens is set; use micro_tokens"
+    if optim.batch_tokens is None and optim.micro_tokens is not None:
+        yield f"{_said(loaded, 'optim.micro_tokens')}: belongs to optim.batch_tokens, which is null"
+    if optim.batch_tokens is None and optim.batch_size % (processes * (optim.micro_batch or 1)):
         parts = f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes}"
         parts += f" * optim.micro_batch={optim.micro_batch}" if optim.micro_batch else ""
         yield f"{_said(loaded, 'optim.batch_size')}: not divisible by {parts}"

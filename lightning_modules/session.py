@@ -15,7 +15,7 @@ import torch
 from rich.console import Console
 from rich.logging import RichHandler
 
-from datamodules.batching import accumulation
+from datamodules.plans import micro_batches
 from datamodules.prepare import prepare_rollouts, prepare_states
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.stores import stores_of_run
@@ -61,8 +61,7 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     trained, total = count_parameters(method)
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
     world_size = config.trainer.devices * config.trainer.num_nodes
-    micro_batches = accumulation(config.optim.batch_size, config.optim.micro_batch, world_size)
-    trainer, stop = build_trainer(config, folder, micro_batches)
+    trainer, stop = build_trainer(config, folder, micro_batches(config.optim, world_size))
     checkpoint = checkpoint_to_resume(folder) if resume else None
     if checkpoint is not None:
         check_and_load(method, load_checkpoint(folder.path))
@@ -128,9 +127,11 @@ def dry_run(config: Config) -> None:
         missing = sum(len(store.spec.block(block)) for block in store.missing_blocks()) * store.spec.per_prompt
         everything = len(store.spec.prompts) * store.spec.per_prompt
         console.print(f"{store.spec.split} rollouts: {everything - missing} of {everything} stored in {store.folder}")
+    optim = config.optim
+    amount = f"{optim.batch_size} rollouts" if optim.batch_tokens is None else f"{optim.batch_tokens} response tokens"
     console.print(
         f"method {config.method}: {trained:,} of {total:,} parameters trained, {config.optim.steps} steps of "
-        f"{config.optim.batch_size} rollouts, optimiser state {trained * 8 / 2**20:.0f} MB"
+        f"{amount}, optimiser state {trained * 8 / 2**20:.0f} MB"
     )
 
 

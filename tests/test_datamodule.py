@@ -18,7 +18,8 @@ from datamodule_case import (
     steps,
 )
 
-from datamodules.batching import BatchPlan, accumulation, held_out_batches
+from datamodules.batching import held_out_batches
+from datamodules.plans import BatchPlan, Budget, accumulation
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.rows import Rows
 from datamodules.stores import stores_of_run
@@ -67,11 +68,11 @@ def test_every_row_once_an_epoch(shared_cache: Path, base: BaseLM, task: Task) -
 def test_rows_of_a_prompt_travel_together(shared_cache: Path, base: BaseLM, task: Task) -> None:
     """14 rows of each of 5 prompts give groups of 4, 4, 4 and 2; a step is at most a few of them."""
     rows = make_data(shared_cache, base, task).rows
-    plan = BatchPlan(rows, np.arange(len(rows)), batch_size=70, rows_per_prompt=4, seed=0)
+    plan = BatchPlan(rows, np.arange(len(rows)), Budget(70), rows_per_prompt=4, seed=0)
     prompt_B = rows.prompt_index_N[plan.step(0)]
     runs = 1 + np.count_nonzero(np.diff(prompt_B))
     assert runs <= 5 * 4
-    alone = BatchPlan(rows, np.arange(len(rows)), batch_size=70, rows_per_prompt=1, seed=0)
+    alone = BatchPlan(rows, np.arange(len(rows)), Budget(70), rows_per_prompt=1, seed=0)
     assert 1 + np.count_nonzero(np.diff(rows.prompt_index_N[alone.step(0)])) > 30
 
 
@@ -80,7 +81,7 @@ def test_micro_batches_hold_similar_lengths() -> None:
     ones_N = np.ones(64, dtype=np.float32)
     rows = Rows(np.repeat(np.arange(64), 1), length_N, ones_N, ones_N, ones_N, lambda row: (ones_N, ones_N))
     for step in range(3):
-        order = length_N[BatchPlan(rows, np.arange(64), 16, 1, seed=0).step(step)]
+        order = length_N[BatchPlan(rows, np.arange(64), Budget(16), 1, seed=0).step(step)]
         assert (np.diff(order) >= 0).all()
 
 

@@ -57,6 +57,8 @@ INVALID = [
     # settings the method does not read
     (PLAIN, "method=sft data.states=float32", "ignored, training never runs the frozen base here"),
     (PLAIN, "method=nado trainer.checkpointing=true", "ignored, it belongs to policies"),
+    (PLAIN, "optim.batch_tokens=100 optim.micro_batch=4", "counts rollouts, and optim.batch_tokens is set"),
+    (PLAIN, "optim.micro_tokens=100", "belongs to optim.batch_tokens, which is null"),
     (PLAIN, "sft_data=references", "sft_data=references: ignored, it belongs to method=sft"),
     (PLAIN, "method=sft objective.regulariser=1", "objective.regulariser=1.0: ignored"),
     (PLAIN, "method=nado objective.norm=mean", "belongs to dinado_soft, dinado_merge"),
