@@ -30,7 +30,7 @@ from dinado.models.base_lm import BaseLM
 from dinado.models.markov import build_word_tokenizer
 from dinado.models.scores import Needs, PolicyScores, adapters
 from dinado.models.shared_prefix import align, similar_lengths
-from dinado.models.trainable import build_full, merge_adapters
+from dinado.models.trainable import build_full, build_lora, merge_adapters
 from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import Decoder
@@ -193,6 +193,35 @@ def test_merged_adapters_are_the_policy(name: str) -> None:
     assert {n for n, _ in merged.named_parameters()} == names, "a plain model again"
     plain = BaseLM(merged, build_word_tokenizer(8))
     torch.testing.assert_close(plain.log_probs(batch), adapted, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2"])
+def test_adapters_on_the_output_embedding(name: str) -> None:
+    base = base_lm(name)
+    frozen, before = log_probs(base), base.head.weight_VD.clone()
+    scores = random_lora(base, targets=["lm_head"])
+    batch = batch_of(base)
+    statistics = scores(batch, Needs(maximum=True)).statistics
+    mask = batch.response_mask_BT.bool()
+    for row in range(batch.num_rows):
+        tokens = batch.response_BT[row][mask[row]].tolist()
+        prompt = base.encode_prompts([PROMPTS[PROMPT_OF[row]]])[0][0].tolist()
+        log_q_TV = plain_log_probs(base.model, prompt, tokens)
+        expected = log_q_TV.gather(1, torch.tensor(tokens)[:, None])[:, 0]
+        torch.testing.assert_close(statistics.log_q[row][mask[row]], expected, rtol=1e-4, atol=1e-4)
+    torch.testing.assert_close(statistics.log_p, frozen * mask, rtol=1e-4, atol=1e-4)
+    assert torch.equal(base.head.weight_VD, before)
+    trained = [p for p in base.model.parameters() if p.requires_grad]
+    assert all(g.any() for g in torch.autograd.grad(statistics.score.square().sum(), trained))
+
+
+def test_adapters_that_would_reach_the_input_too_or_miss_their_dropout() -> None:
+    base = base_lm("llama")
+    with pytest.raises(UserError, match="dropout cannot reach"):
+        build_lora(base_lm("llama"), r=2, alpha=2.0, dropout=0.1, targets=["lm_head"], seed=0)
+    base.model.lm_head.weight = base.model.model.embed_tokens.weight
+    with pytest.raises(UserError, match="which this base reads its input with"):
+        build_lora(base, r=2, alpha=2.0, dropout=0.0, targets=["lm_head"], seed=0)
 
 
 def test_a_full_policy_starts_at_the_base_and_leaves_it_alone() -> None:

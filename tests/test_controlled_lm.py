@@ -87,9 +87,10 @@ KINDS = {
     "embeddings": lambda base: random_network(base, taps=[0.0]),
     "pointer": lambda base: random_network(base, "identity", head="tied", pointer=True),
     "lora": random_lora,
+    "lora, output too": lambda base: random_lora(base, targets=r".*(_proj|c_attn|c_fc|lm_head)"),
 }
 CASES = [(name, kind) for name in ("llama", "gpt2") for kind in KINDS]
-CASES += [("markov", kind) for kind in KINDS if kind != "lora"]
+CASES += [("markov", kind) for kind in KINDS if "lora" not in kind]
 
 
 def controlled(name: str, kind: str, alpha: float = 1.0, **settings: object) -> ControlledLM:
@@ -108,7 +109,7 @@ def test_logits_are_base_plus_scores(name: str, kind: str, alpha: float) -> None
     torch.testing.assert_close(model(ids, logits_to_keep=2).logits[0], whole[-2:], rtol=1e-4, atol=1e-4)
     if alpha == 0.0:
         base = plain_log_probs(model.base.model, IDS[:1], IDS[1:], 0.8)
-        if kind != "lora":
+        if "lora" not in kind:
             torch.testing.assert_close(whole[:-1].log_softmax(1), base, rtol=1e-4, atol=1e-5)
 
 

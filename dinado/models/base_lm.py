@@ -144,9 +144,17 @@ class BaseLM(nn.Module):
 
     @property
     def head(self) -> Head:
-        """Output embedding with the base temperature folded in."""
+        """Output embedding with the base temperature folded in; adapters on it are left out."""
         out = self.model.get_output_embeddings()
         return Head(out.weight, out.bias, 1.0 / self.temperature)
+
+    @property
+    def adapted_head(self) -> Head:
+        """The same with the adapters on it, if it has any."""
+        out, head = self.model.get_output_embeddings(), self.head
+        for adapter in getattr(out, "active_adapters", ()):
+            head = head._replace(weight_VD=head.weight_VD + out.get_delta_weight(adapter))
+        return head
 
     @property
     def fingerprint(self) -> str:

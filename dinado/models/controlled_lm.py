@@ -21,7 +21,7 @@ from dinado.models.base_lm import BaseLM
 from dinado.models.oracle_network import NetworkStates
 from dinado.models.scores import NetworkScores, PolicyScores, adapters
 from dinado.models.shared_prefix import positions_PS
-from dinado.objectives.reduction import link_scores
+from dinado.objectives.reduction import Head, link_scores
 
 
 class ControlledLM(PreTrainedModel, GenerationMixin):
@@ -118,16 +118,16 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
     ) -> Tensor:
         layers = self.base.num_layers
 
-        def logits(lm: BaseLM, start: int) -> Tensor:
+        def logits(lm: BaseLM, head: Head, start: int) -> Tensor:
             view = _view(cache, start, start + layers)
             out = lm.model.base_model(ids_NL, past_key_values=view, use_cache=True, **where)
-            return lm.head.logits(out.last_hidden_state[:, -keep:])
+            return head.logits(out.last_hidden_state[:, -keep:])
 
-        of_policy = logits(scores.policy, 0)
+        of_policy = logits(scores.policy, scores.policy.adapted_head, 0)
         if self.alpha == 1.0:
             return of_policy
         with adapters(self.base, on=False):
-            of_base = logits(self.base, layers)
+            of_base = logits(self.base, self.base.head, layers)
         return of_base + self.alpha * (of_policy - of_base)
 
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dinado.batch import RolloutBatch
+from dinado.errors import UserError
 from dinado.models.base_lm import BaseLM, LMStates
 from dinado.models.oracle_network import NetworkStates, OracleNetwork
 from dinado.models.shared_prefix import align
@@ -131,7 +132,7 @@ class PolicyScores(nn.Module):
                 base_BTD,
                 self.base.head,
                 policy_BTD,
-                self.policy.head,
+                self.policy.adapted_head,
                 *tokens,
                 "log_ratio",
                 support=needs.support,
@@ -142,7 +143,7 @@ class PolicyScores(nn.Module):
             asked_BTK = batch.response_BT[..., None]
             if batch.candidate_BTK is not None:
                 asked_BTK = torch.cat([asked_BTK, batch.candidate_BTK], -1)
-            log_q_BTK = token_log_probs(policy_BTD, self.policy.head, asked_BTK, batch.response_mask_BT)
+            log_q_BTK = token_log_probs(policy_BTD, self.policy.adapted_head, asked_BTK, batch.response_mask_BT)
             log_q_BT = log_q_BTK[..., 0]
             log_p_BT = batch.log_p_BT * batch.response_mask_BT
             candidate_log_q = None if batch.candidate_BTK is None else log_q_BTK[..., 1:]
@@ -211,4 +212,13 @@ def add_lora(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str
 
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
     inject_adapter_in_model(config, base.model)
+    out = base.model.get_output_embeddings()
+    if hasattr(out, "active_adapters"):
+        # Folding them in would change the input embeddings too, and dropout before them would not be applied.
+        if out.weight is base.model.get_input_embeddings().weight:
+            raise UserError(
+                "lora.targets adapts the output embedding, which this base reads its input with; leave it out"
+            )
+        if dropout:
+            raise UserError("lora.targets adapts the output embedding, which lora.dropout cannot reach; set it to 0")
     return [p for name, p in base.model.named_parameters() if "lora_" in name and p.requires_grad]
