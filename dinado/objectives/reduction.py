@@ -34,8 +34,10 @@ class Head(NamedTuple):
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
         """Logits ``[N, V]``, in float32 at least."""
-        logits_NV = F.linear(hidden_ND, self.weight_VD, self.bias_V)
-        return (logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()) * self.scale
+        # Scaling what goes in spares a pass over what comes out.
+        bias_V = None if self.bias_V is None else self.bias_V * self.scale
+        logits_NV = F.linear(hidden_ND * self.scale, self.weight_VD, bias_V)
+        return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
 
 class Reduced(NamedTuple):
@@ -45,7 +47,7 @@ class Reduced(NamedTuple):
         log_p_NK: log p of the tokens asked about; no gradient. Zero without a base.
         score_NK: their scores s; log q without a base.
         log_mean_N: log E_p[exp s]; the constant 0 with ``log_ratio``.
-        maximum_N: largest score; zero when it was not asked for.
+        maximum_N: largest score; zero when it was not asked for, or without a base to have a score against.
     """
 
     log_p_NK: Tensor
@@ -74,7 +76,7 @@ def reduce_vocabulary(
         Differentiable by ``score_NE`` and the score head.
     """
     weight_VE, bias_V, scale = score_head
-    plan = _Plan(scale, base, tokens_NK, link, maximum, support)
+    plan = _Plan(scale, base, tokens_NK, link, maximum and base is not None, support)
     return Reduced(*_Reduce.apply(score_NE, weight_VE, bias_V, plan))
 
 
@@ -90,12 +92,20 @@ class _Plan(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """Some tokens over the whole vocabulary; lives for one turn of a loop."""
+    """What is left of some tokens over the whole vocabulary once it has been read.
 
-    log_p_nV: Tensor | None
-    score_nV: Tensor
+    Attributes:
+        log_p_nK, score_nK, log_mean_n, maximum_n: see :class:`Reduced`.
+        place_n: the token of the maximum.
+        dense_nV: q ds/du, of log q itself for a policy.
+    """
+
+    log_p_nK: Tensor
+    score_nK: Tensor
     log_mean_n: Tensor
-    log_q_nV: Tensor
+    maximum_n: Tensor
+    place_n: Tensor
+    dense_nV: Tensor
 
 
 class _Reduce(torch.autograd.Function):
@@ -109,14 +119,10 @@ class _Reduce(torch.autograd.Function):
         parts: list[tuple[Tensor, ...]] = []
         mean_NE = torch.empty_like(score_NE) if keeps_mean else None
         for rows in _chunks(len(score_NE), len(weight_VE)):
-            chunk = _over_vocabulary(score_NE, head, plan, rows)
-            tokens_nK = plan.tokens_NK[rows]
-            score_nK = chunk.score_nV.gather(1, tokens_nK)
-            log_p_nK = torch.zeros_like(score_nK) if chunk.log_p_nV is None else chunk.log_p_nV.gather(1, tokens_nK)
-            maximum_n, place_n = _maximum(chunk, plan)
-            parts.append((log_p_nK, score_nK, chunk.log_mean_n, maximum_n, place_n))
+            *reduced, dense_nV = _over_vocabulary(score_NE, head, plan, rows)
+            parts.append(tuple(reduced))
             if mean_NE is not None:
-                mean_NE[rows] = _dense_row(chunk, plan.link).to(weight_VE.dtype) @ weight_VE
+                mean_NE[rows] = dense_nV.to(weight_VE.dtype) @ weight_VE
         log_p_NK, score_NK, log_mean_N, maximum_N, place_N = (torch.cat(column) for column in zip(*parts, strict=True))
         ctx.mark_non_differentiable(log_p_NK, *([log_mean_N] if plan.link == "log_ratio" else []))
         if any(ctx.needs_input_grad[:3]):
@@ -162,7 +168,7 @@ def _through_head(
     grad_VE = torch.zeros_like(head.weight_VD)
     grad_V = None if head.bias_V is None else torch.zeros_like(head.bias_V)
     for rows in _chunks(len(score_NE), len(head.weight_VD)):
-        grad_nV = _dense_row(_over_vocabulary(score_NE, head, plan, rows), plan.link).mul_(dense_N[rows][:, None])
+        grad_nV = _over_vocabulary(score_NE, head, plan, rows).dense_nV.mul_(dense_N[rows][:, None])
         grad_nV = grad_nV.scatter_add_(1, index_NJ[rows], sparse_NJ[rows]).to(head.weight_VD.dtype)
         grad_NE[rows] = (grad_nV @ head.weight_VD).to(score_NE.dtype)
         grad_VE += grad_nV.T @ score_NE[rows].to(grad_nV.dtype)
@@ -172,21 +178,36 @@ def _through_head(
 
 
 def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> _Chunk:
-    logits_nV = head.logits(score_NE[rows])
-    log_p_nV = None
-    if plan.base is not None:
-        base_ND, base_head = plan.base
-        log_p_nV = base_head.logits(base_ND[rows]).log_softmax(1)
+    """Read the logits of some tokens; each of the two matrices ``[n, V]`` is overwritten once it has been read."""
+    tokens_nK = plan.tokens_NK[rows]
+    u_nV = head.logits(score_NE[rows])
+    if plan.base is None:
+        log_z_n1 = u_nV.logsumexp(1, keepdim=True)
+        score_nK = u_nV.gather(1, tokens_nK) - log_z_n1
+        zero_n = torch.zeros_like(log_z_n1[:, 0])
+        dense_nV = u_nV.sub_(log_z_n1).exp_()
+        return _Chunk(torch.zeros_like(score_nK), score_nK, zero_n, zero_n, zero_n.long(), dense_nV)
+    base_ND, base_head = plan.base
+    z_nV = base_head.logits(base_ND[rows])
+    log_z_n1 = z_nV.logsumexp(1, keepdim=True)
+    log_p_nK = z_nV.gather(1, tokens_nK) - log_z_n1
+    likely_nk = z_nV.topk(plan.support, 1).indices if plan.maximum and 0 < plan.support < z_nV.shape[1] else None
     if plan.link == "log_ratio":
-        log_q_nV = logits_nV.log_softmax(1)
-        score_nV = log_q_nV if log_p_nV is None else log_q_nV - log_p_nV
+        log_norm_n1 = u_nV.logsumexp(1, keepdim=True)
+        score_nK = u_nV.gather(1, tokens_nK) - log_norm_n1 - log_p_nK
+        maximum_n, place_n = _maximum(z_nV.neg_().add_(u_nV), likely_nk, plan.maximum)
+        maximum_n = maximum_n + (log_z_n1 - log_norm_n1)[:, 0] if plan.maximum else maximum_n
         # A policy is normalised already; forming the sum would only add rounding.
-        return _Chunk(log_p_nV, score_nV, torch.zeros_like(logits_nV[:, 0]), log_q_nV)
-    assert log_p_nV is not None, "only a policy is a distribution without its base"
-    score_nV = link_scores(plan.link, logits_nV)
-    joint_nV = log_p_nV + score_nV
-    log_mean_n = joint_nV.logsumexp(1)
-    return _Chunk(log_p_nV, score_nV, log_mean_n, joint_nV.sub_(log_mean_n[:, None]))
+        log_mean_n = torch.zeros_like(maximum_n)
+        return _Chunk(log_p_nK, score_nK, log_mean_n, maximum_n, place_n, u_nV.sub_(log_norm_n1).exp_())
+    score_nV = link_scores(plan.link, u_nV)
+    score_nK = score_nV.gather(1, tokens_nK)
+    maximum_n, place_n = _maximum(score_nV, likely_nk, plan.maximum)
+    log_norm_n1 = z_nV.add_(score_nV).logsumexp(1, keepdim=True)
+    dense_nV = z_nV.sub_(log_norm_n1).exp_()
+    if plan.link == "logsigmoid":
+        dense_nV.addcmul_(dense_nV, score_nV.exp_(), value=-1)
+    return _Chunk(log_p_nK, score_nK, (log_norm_n1 - log_z_n1)[:, 0], maximum_n, place_n, dense_nV)
 
 
 def link_scores(link: Link, logits_NV: Tensor) -> Tensor:
@@ -199,22 +220,15 @@ def _slope(score: Tensor, link: Link) -> Tensor:
     return -torch.expm1(score) if link == "logsigmoid" else torch.ones_like(score)
 
 
-def _dense_row(chunk: _Chunk, link: Link) -> Tensor:
-    """q ds/du; may overwrite the chunk, which nothing reads any more."""
-    q_nV = chunk.log_q_nV.exp() if chunk.score_nV is chunk.log_q_nV else chunk.log_q_nV.exp_()
-    return q_nV.mul_(-chunk.score_nV.expm1_()) if link == "logsigmoid" else q_nV
-
-
-def _maximum(chunk: _Chunk, plan: _Plan) -> tuple[Tensor, Tensor]:
-    """Largest score and its token."""
-    if not plan.maximum:
-        nothing_n = torch.zeros_like(chunk.log_mean_n)
+def _maximum(score_nV: Tensor, likely_nk: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
+    """Largest score and its token, among the likely ones if there are any given."""
+    if not wanted:
+        nothing_n = torch.zeros_like(score_nV[:, 0])
         return nothing_n, nothing_n.long()
-    if not plan.support or plan.support >= chunk.score_nV.shape[1] or chunk.log_p_nV is None:
-        largest = chunk.score_nV.max(1)
+    if likely_nk is None:
+        largest = score_nV.max(1)
         return largest.values, largest.indices
-    likely_nk = chunk.log_p_nV.topk(plan.support, dim=1).indices
-    largest = chunk.score_nV.gather(1, likely_nk).max(1)
+    largest = score_nV.gather(1, likely_nk).max(1)
     return largest.values, likely_nk.gather(1, largest.indices[:, None])[:, 0]
 
 
