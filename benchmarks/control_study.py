@@ -35,18 +35,19 @@ EXPERIMENT = "commongen_smollm2"
 
 PUBLISHED = (
     "objective.token_ce=0 objective.terminal_ce=1 objective.value_ce=0 objective.regulariser=1 objective.detach=none "
-    "objective.consistency=bernoulli objective.norm=linf objective.masks=official targets.root=learned "
-    "targets.positives_share=0 optim.norm_steps=0"
+    "objective.lookahead=0 objective.path=0 objective.consistency=bernoulli objective.norm=linf "
+    "objective.masks=official targets.root=learned targets.positives_share=0 optim.norm_steps=0"
 )
 BASELINE = "sft on positives"
 ENTRIES = {
     "sft on references": "method=sft sft_data=references",
     BASELINE: "method=sft",
+    "sft on positives 80 steps": "method=sft optim.steps=80",
     "nado": "method=nado",
     "dinado_hard": "method=dinado_hard",
     "dinado_soft": "method=dinado_soft",
     "dinado_merge": "method=dinado_merge",
-    "published dinado_soft": f"method=dinado_soft {PUBLISHED} network.head=free network.taps=[1]",
+    "published dinado_soft": f"method=dinado_soft {PUBLISHED} network.head=free network.pointer=false network.taps=[1]",
     "published dinado_merge": f"method=dinado_merge {PUBLISHED} objective.norm_input=base objective.norm_taps=[1]",
 }
 COLUMNS = {
