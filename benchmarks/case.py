@@ -5,6 +5,7 @@ Axes: P prompts, K rollouts each, T response tokens.
 
 from __future__ import annotations
 
+import argparse
 import dataclasses
 from dataclasses import dataclass
 
@@ -12,7 +13,9 @@ import torch
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dinado.batch import RecordedStates, RolloutBatch
+from dinado.errors import UserError
 from dinado.models.base_lm import BaseLM
+from dinado.models.catalogue import resolve_base
 from dinado.models.markov import build_word_tokenizer
 from dinado.models.scores import frozen_states
 from experiments.config import Config
@@ -53,6 +56,22 @@ def build_base(size: Size) -> BaseLM:
         eos_token_id=0,
     )
     return BaseLM(GPT2LMHeadModel(config), build_word_tokenizer(size.vocabulary))
+
+
+def add_base(options: argparse.ArgumentParser) -> None:
+    """Options that say which base is measured."""
+    options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
+    options.add_argument("--cache", default="cache", help="folder of converted models")
+
+
+def chosen_base(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> BaseLM:
+    """The base of these options; one line and exit code 2 where it cannot be had."""
+    if arguments.base == "gpt2-like":
+        return build_base(Size())
+    try:
+        return BaseLM.load(resolve_base(arguments.base, arguments.cache))
+    except UserError as error:
+        options.error(str(error))
 
 
 def build(name: str, size: Size) -> OracleMethod:

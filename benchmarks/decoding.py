@@ -20,10 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import timing
-from benchmarks.case import Size, build_base
+from benchmarks.case import add_base, chosen_base
 from benchmarks.sampling import K, prompts
 from dinado.models.base_lm import BaseLM
-from dinado.models.catalogue import resolve_base
 from dinado.models.controlled_lm import ControlledLM
 from dinado.models.trainable import build_lora, build_network, merge_adapters
 from dinado.rollouts.sampler import Decoder, sample
@@ -34,15 +33,10 @@ PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24
 def main() -> int:
     """Measure and print."""
     options = timing.parser(__doc__)
-    options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
-    options.add_argument("--cache", default="cache", help="folder of converted models")
+    add_base(options)
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    base = (
-        build_base(Size())
-        if arguments.base == "gpt2-like"
-        else BaseLM.load(resolve_base(arguments.base, arguments.cache))
-    )
+    base = chosen_base(options, arguments)
     network = {
         "layers": 2,
         "width": 256,

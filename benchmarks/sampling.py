@@ -22,9 +22,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import timing
-from benchmarks.case import Size, build_base
+from benchmarks.case import add_base, chosen_base
 from dinado.models.base_lm import BaseLM
-from dinado.models.catalogue import resolve_base
 from dinado.rollouts.sampler import Decoder, sample
 
 PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
@@ -33,16 +32,11 @@ PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
 def main() -> int:
     """Measure, print, and say how the other side compares."""
     options = timing.parser(__doc__)
-    options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
-    options.add_argument("--cache", default="cache", help="folder of converted models")
+    add_base(options)
     options.add_argument("--scaling", action="store_true", help="sizes instead of the other side")
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
-    base = (
-        build_base(Size())
-        if arguments.base == "gpt2-like"
-        else BaseLM.load(resolve_base(arguments.base, arguments.cache))
-    )
+    base = chosen_base(options, arguments)
     if arguments.scaling:
         return scaling(base, arguments.repeats, arguments.json)
     return compare(base, arguments.repeats, arguments.json)

@@ -233,8 +233,8 @@ class RolloutDataModule(LightningDataModule):
             longest = int(self.rows.length_N[use_N].max())
             if longest * parts > self._budget.amount:
                 raise DataError(
-                    f"optim.batch_tokens={optim.batch_tokens} shared by {parts} micro-batches is less than the longest "
-                    f"response has, {longest} tokens; raise it"
+                    f"optim.batch_tokens={optim.batch_tokens} cut into {parts} is less than the longest response "
+                    f"has, {longest} tokens; raise it"
                 )
             return
         if not self._budget.by_tokens and count >= self._budget.amount:

@@ -100,8 +100,8 @@ def test_number_of_micro_batches() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optim__batch_tokens": 5}, "shared by 1 micro-batches is less than the longest response has, 6 tokens"),
-        ({"optim__batch_tokens": 12, "optim__micro_tokens": 4}, "shared by 3 micro-batches"),
+        ({"optim__batch_tokens": 5}, "cut into 1 is less than the longest response has, 6 tokens"),
+        ({"optim__batch_tokens": 12, "optim__micro_tokens": 4}, "cut into 3 is less"),
         ({"optim__batch_tokens": 9999}, r"tokens of training rollouts, fewer than optim\.batch_tokens=9999"),
         ({"optim__batch_tokens": 130, "targets__positives_share": 0.9}, r"asks for 117 tokens of accepted rollouts"),
     ],
