@@ -85,6 +85,7 @@ def _parameters(method: OracleMethod) -> list[Tensor]:
     trained: list[Tensor] = list(method.norm_head.parameters())
     if isinstance(method.scores, NetworkScores):
         network = method.scores.network
-        decodes = {id(p) for p in (*network.zero_start(), *(network.pointer.parameters() if network.pointer else ()))}
+        pointer = () if network.pointer is None else network.pointer.parameters()
+        decodes = {id(network.out.weight), *map(id, pointer)}
         trained += [p for p in network.parameters() if id(p) not in decodes]
     return trained

@@ -330,10 +330,24 @@ METHOD_SETTINGS = {
     "dinado_hard": (),
     "dinado_hard lora": ("parameters=lora",),
     "dinado_merge": (),
+    "dinado_soft pointer": ("network.head=tied", "network.pointer=true"),
     "dinado_merge full": ("parameters=full",),
     "dinado_merge mean": ("objective.norm=mean",),
     "sft": (),
 }
+
+
+def test_the_pointer_reads_tokens_where_prompts_share_a_beginning() -> None:
+    """What they have in common is read once, which moves the padding of the shorter one behind it."""
+    base = base_lm("llama")
+    scores = random_network(base, "identity", head="tied", pointer=True)
+    prompts, responses = [Prompt("a", "3 1 2 4 5"), Prompt("b", "3 1 5")], [[1, 4, 2], [2, 5, 3]]
+    statistics = scores(batch_of(base, prompts, responses, (0, 1))).statistics
+    for row, (prompt, response) in enumerate(zip(prompts, responses, strict=True)):
+        start = prompt_tokens(base, prompt)
+        log_q_LV = plain(scores, [*start, *response], alpha=1.0)[len(start) - 1 : -1]
+        log_q_T = log_q_LV.gather(1, torch.tensor(response)[:, None])[:, 0]
+        torch.testing.assert_close(statistics.log_q[row], log_q_T, rtol=1e-3, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", METHOD_SETTINGS)
