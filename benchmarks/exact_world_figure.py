@@ -1,10 +1,11 @@
 """Draw docs/exact_world.svg from the results of the exact-world sweep.
 
-python benchmarks/exact_world_figure.py OUT/results.jsonl [more ...]
+    python benchmarks/exact_world_figure.py OUT/results.jsonl [more ...]
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
 from pathlib import Path
@@ -19,13 +20,17 @@ METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 INK, DOTS = "#1b1b1b", "#c2410c"
 
 
-def main(files: list[str]) -> int:
+def main() -> int:
     """One panel a rarity, one dot a seed."""
-    if not files:
-        print("name the results of a sweep: OUT/results.jsonl", file=sys.stderr)
-        return 2
-    rows = [json.loads(line) for file in files for line in Path(file).read_text().splitlines()]
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("results", nargs="+", type=Path, help="results of a sweep, OUT/results.jsonl")
+    files = parser.parse_args().results
+    if missing := [file for file in files if not file.is_file()]:
+        parser.error(f"{missing[0]} does not exist; exact_world_sweep.py writes it")
+    rows = [json.loads(line) for file in files for line in file.read_text().splitlines()]
     rows = [row for row in rows if row["setting"] == "default" and row["seed"] == 0]
+    if not rows:
+        parser.error("the sweep holds no run of the default setting with seed 0")
     rarities = sorted({row["rarity"] for row in rows}, reverse=True)
     plt.rcParams.update(
         {"font.size": 10, "axes.edgecolor": INK, "svg.hashsalt": "exact world", "font.family": "sans-serif"}
@@ -52,4 +57,4 @@ def main(files: list[str]) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(main())
