@@ -25,7 +25,7 @@ from benchmarks.sampling import K, prompts
 from dinado.models.base_lm import BaseLM
 from dinado.models.controlled_lm import ControlledLM
 from dinado.models.trainable import build_lora, build_network, merge_adapters
-from dinado.rollouts.sampler import Decoder, sample
+from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24
 
@@ -43,7 +43,7 @@ def main() -> int:
         "heads": 4,
         "taps": [0.0, 0.33, 0.67, 1.0],
         "head": "tied",
-        "pointer": False,
+        "pointer": True,
         "seed": 0,
     }
     adapted = copy.deepcopy(base)
@@ -73,8 +73,8 @@ def main() -> int:
 
 def draw(decoder: Decoder, base: BaseLM, ids_PS: torch.Tensor) -> object:
     """K responses to each prompt, none of which ends early."""
-    stream = torch.Generator().manual_seed(0)
-    return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), K, NEW_TOKENS, stream)
+    uniform_NT = uniforms(range(len(ids_PS)), K, NEW_TOKENS, "benchmark")
+    return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), uniform_NT)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """Draw docs/exact_world.svg from the results of the exact-world sweep.
 
-    python benchmarks/exact_world_figure.py OUT/results.jsonl [more ...]
+python benchmarks/exact_world_figure.py OUT/results.jsonl [more ...]
 """
 
 from __future__ import annotations

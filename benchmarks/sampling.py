@@ -24,7 +24,7 @@ import torch
 from benchmarks import timing
 from benchmarks.case import add_base, chosen_base
 from dinado.models.base_lm import BaseLM
-from dinado.rollouts.sampler import Decoder, sample
+from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
 
@@ -55,7 +55,8 @@ def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
         repeats,
     )
     rate = 2 * rows * base.hidden_size * base.vocab_size / statistics.median(seconds["gemm"])
-    linear = sum(p.numel() for n, p in base.model.base_model.named_parameters() if p.ndim == 2 and "emb" not in n)
+    embedded = {id(m.weight) for m in base.model.modules() if isinstance(m, torch.nn.Embedding)}
+    linear = sum(p.numel() for p in base.model.base_model.parameters() if p.ndim == 2 and id(p) not in embedded)
     read = ids_PS.numel() + rows * (NEW_TOKENS - 1)
     flops = 2 * (read * linear + (PROMPTS + rows * (NEW_TOKENS - 1)) * base.hidden_size * base.vocab_size)
     speedup = timing.ratio(seconds["generate"], seconds["ours"])
@@ -78,8 +79,8 @@ def ours(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -
     decoder = Decoder(base.model, base.temperature)
 
     def run() -> object:
-        stream = torch.Generator().manual_seed(0)
-        return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), per_prompt, new_tokens, stream)
+        uniform_NT = uniforms(range(len(ids_PS)), per_prompt, new_tokens, "benchmark")
+        return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), uniform_NT)
 
     return run
 

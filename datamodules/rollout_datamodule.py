@@ -211,6 +211,12 @@ class RolloutDataModule(LightningDataModule):
         key, unit = ("batch_tokens", "tokens of ") if accepted.by_tokens else ("batch_size", "")
         for rows_N, budget, name in zip(strata, budgets, ("accepted", "rejected"), strict=True):
             there = self._amount(rows_N)
+            longest = int(self.rows.length_N[rows_N].max(initial=0))
+            if budget.by_tokens and longest > budget.amount:
+                raise DataError(
+                    f"targets.positives_share={share} leaves {budget.amount} tokens of a step to {name} rollouts and "
+                    f"the longest has {longest}; change it, or raise optim.batch_tokens"
+                )
             if there < budget.amount:
                 raise DataError(
                     f"targets.positives_share={share} asks for {budget.amount} {unit}{name} rollouts "
@@ -231,10 +237,12 @@ class RolloutDataModule(LightningDataModule):
         count = self._amount(use_N)
         if self._budget.by_tokens and count >= self._budget.amount:
             longest = int(self.rows.length_N[use_N].max())
-            if longest * parts > self._budget.amount:
+            # Every stratum may fall short of its budget by nearly a response.
+            strata = 2 if self.config.targets.positives_share > 0 and self.config.method != "sft" else 1
+            if longest * (parts + strata if parts > 1 else 1) > self._budget.amount:
                 raise DataError(
-                    f"optim.batch_tokens={optim.batch_tokens} cut into {parts} is less than the longest response "
-                    f"has, {longest} tokens; raise it"
+                    f"optim.batch_tokens={optim.batch_tokens} cut into {parts} is too few for responses of up to "
+                    f"{longest} tokens; raise it"
                 )
             return
         if not self._budget.by_tokens and count >= self._budget.amount:

@@ -35,15 +35,10 @@ def state_store(config: Config, base: BaseLM, store: RolloutStore) -> StateStore
     depths, kept = depths_read(config), config.data.states
     if not depths or kept == "off" or not uses_rollouts(config):
         return None
+    if kept == "auto" and not _pays(config, base, store):
+        return None
     layers = sorted({base.layer(depth) for depth in depths})
     states = StateStore(store, layers, base.hidden_size, "float32" if kept == "auto" else kept)
-    rollouts = store.read()
-    optim = config.optim
-    in_a_step = optim.batch_size if optim.batch_tokens is None else optim.batch_tokens / rollouts.length_N.mean()
-    visits = (optim.steps + optim.norm_steps) * in_a_step
-    small = sum(p.numel() for p in base.model.parameters()) < WORTH_PARAMETERS
-    if kept == "auto" and (small or visits < WORTH_READS * len(rollouts)):
-        return None
     gigabytes = states.num_bytes(base) / 1e9
     if gigabytes <= config.data.states_limit_gb:
         return states
@@ -52,6 +47,15 @@ def state_store(config: Config, base: BaseLM, store: RolloutStore) -> StateStore
         log.info("%s; the base runs at every step instead", excess)
         return None
     raise ConfigError(f"data.states={kept}: {excess}; raise it, or set data.states=off")
+
+
+def _pays(config: Config, base: BaseLM, store: RolloutStore) -> bool:
+    """Whether recording is less work than running the base at every step."""
+    if sum(p.numel() for p in base.model.parameters()) < WORTH_PARAMETERS:
+        return False
+    rollouts, optim = store.read(), config.optim
+    in_a_step = optim.batch_size if optim.batch_tokens is None else optim.batch_tokens / rollouts.length_N.mean()
+    return (optim.steps + optim.norm_steps) * in_a_step >= WORTH_READS * len(rollouts)
 
 
 def with_states(rows: Rows, rollouts: Rollouts, states: StateStore | None) -> Rows:

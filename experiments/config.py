@@ -127,7 +127,7 @@ class RolloutConfig:
     """Responses cut off by the budget: `fail` scores them 0, `score` lets the oracle judge them as they are, `drop`
     leaves them out."""
     block_size: int = 8
-    """Prompts per seeded block, the unit of resuming; the content does not depend on the number of processes."""
+    """Prompts that are sampled and stored together, the unit of resuming; the texts do not depend on it."""
     seed: int = 0
     """Seed of the rollouts, separate from the training seed so that seeds can share a store."""
 

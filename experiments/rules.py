@@ -95,8 +95,10 @@ def depths_read(config: Config) -> tuple[float, ...]:
         return (*config.network.taps, 1.0)
     if method == "dinado_hard":
         return (*objective.norm_taps, 1.0) if config.targets.root == "learned" else ()
-    of_base = tuple(objective.norm_taps) if objective.norm_input == "base" else ()
-    return (*of_base, 1.0) if of_base or objective.norm == "linf" else ()
+    if objective.norm_input == "policy" and objective.norm == "mean":
+        return ()
+    read_first = config.optim.norm_steps > 0 or objective.norm_input == "base"
+    return (*(objective.norm_taps if read_first else ()), 1.0)
 
 
 def _said(loaded: Loaded, key: str) -> str:

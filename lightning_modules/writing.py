@@ -13,8 +13,7 @@ import torch
 from dinado.errors import DataError
 from dinado.models.controlled_lm import ControlledLM
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample
-from dinado.seeding import generator
+from dinado.rollouts.sampler import Decoder, sample, uniforms
 from lightning_modules.restore import restore_method
 
 BATCH = 16
@@ -62,7 +61,7 @@ def write_texts(
     try:
         for start in range(0, len(prompts), BATCH):
             some = prompts[start : start + BATCH]
-            texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, block=start)
+            texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, start=start)
             for prompt, answers in zip(some, texts, strict=True):
                 for text in answers:
                     record = {**prompt.data, "prompt": prompt.text, "text": text}
@@ -75,14 +74,14 @@ def write_texts(
 
 
 def decode(
-    model: ControlledLM, prompts: list[Prompt], *, mode: str, num: int, beams: int, budget: int, seed: int, block: int
+    model: ControlledLM, prompts: list[Prompt], *, mode: str, num: int, beams: int, budget: int, seed: int, start: int
 ) -> list[list[str]]:
     """``num`` texts for each prompt: independent samples, or the best beams."""
     base = model.base
     ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
     if mode == "sample":
-        stream = generator(seed, "generate", block)
-        rows = sample(Decoder(model), ids_PS, mask_PS, base.eos_ids, num, budget, stream).tokens
+        uniform_NT = uniforms(range(start, start + len(prompts)), num, budget, seed, "generate")
+        rows = sample(Decoder(model), ids_PS, mask_PS, base.eos_ids, uniform_NT).tokens
     else:
         width = 1 if mode == "greedy" else max(beams, num)
         out = model.generate(

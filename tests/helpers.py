@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM
@@ -50,10 +50,34 @@ def tiny_llama(vocab_size: int = 50, seed: int = 0, **settings: object) -> Llama
         return LlamaForCausalLM(config).eval()
 
 
+def tiny_phi(vocab_size: int, seed: int) -> PhiForCausalLM:
+    """A random two-layer Phi: its output layer has a bias."""
+    config = PhiConfig(
+        vocab_size=vocab_size,
+        hidden_size=32,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        max_position_embeddings=64,
+        initializer_range=0.3,
+        resid_pdrop=0.0,
+        bos_token_id=0,
+        eos_token_id=0,
+        pad_token_id=0,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = PhiForCausalLM(config).eval()
+        torch.nn.init.normal_(model.lm_head.bias)
+    return model
+
+
 def base_lm(name: str, vocab_size: int = 8, seed: int = 0, **settings: object) -> BaseLM:
     """One of :data:`BASES`."""
     if name == "llama":
         return BaseLM(tiny_llama(vocab_size, seed), build_word_tokenizer(vocab_size), **settings)  # type: ignore[arg-type]
+    if name == "phi":
+        return BaseLM(tiny_phi(vocab_size, seed), build_word_tokenizer(vocab_size), **settings)  # type: ignore[arg-type]
     build = build_tiny_gpt2 if name == "gpt2" else build_markov
     return BaseLM(*build(vocab_size, seed), **settings)  # type: ignore[arg-type]
 

@@ -55,6 +55,17 @@ def test_appending_does_not_move_what_is_there() -> None:
     assert roomy.keys.data_ptr() != before and roomy.get_seq_length() == 9
 
 
+def test_dropping_rows_again_and_again_takes_no_more_room_than_was_asked_for() -> None:
+    plain = DynamicLayer()
+    plain.update(*states(5, rows=12))
+    roomy = RoomyLayer(plain, 10)
+    for left in range(11, 1, -1):
+        roomy.update(*states(1, rows=left + 1))
+        roomy.batch_select_indices(torch.arange(left))
+        assert roomy.keys.untyped_storage().nbytes() <= (left + 1) * 2 * 15 * 4 * 4
+    assert roomy.get_seq_length() == 15
+
+
 def test_only_plain_layers_in_use_are_replaced() -> None:
     class Cache:
         layers = [DynamicLayer(), DynamicLayer(), object()]

@@ -35,8 +35,7 @@ from dinado.models.base_lm import BaseLM
 from dinado.models.controlled_lm import ControlledLM
 from dinado.models.scores import NetworkScores, adapters
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample
-from dinado.seeding import generator
+from dinado.rollouts.sampler import Decoder, sample, uniforms
 from lightning_modules.build import METHODS, build_method
 from lightning_modules.restore import build_base
 
@@ -90,6 +89,7 @@ KINDS = {
     "lora, output too": lambda base: random_lora(base, targets=r".*(_proj|c_attn|c_fc|lm_head)"),
 }
 CASES = [(name, kind) for name in ("llama", "gpt2") for kind in KINDS]
+CASES += [("phi", kind) for kind in ("network", "pointer", "lora", "lora, output too")]
 CASES += [("markov", kind) for kind in KINDS if "lora" not in kind]
 
 
@@ -221,7 +221,7 @@ def draw(
 ) -> tuple[list[list[int]], list[float]]:
     """Responses and the log-probability recorded for each."""
     ids, mask = model.base.encode_prompts(prompts)
-    out = sample(Decoder(model), ids, mask, model.base.eos_ids, count, budget, generator("controlled"))
+    out = sample(Decoder(model), ids, mask, model.base.eos_ids, uniforms(range(len(prompts)), count, budget, "test"))
     return out.tokens, [sum(values) for values in out.log_p]
 
 

@@ -16,8 +16,8 @@ from dinado.models.tiny_gpt2 import build_tiny_gpt2
 from dinado.prompt import Prompt
 from dinado.rollouts import sampler
 from dinado.rollouts.proposal import Proposal
-from dinado.rollouts.sampler import Decoder, Samples, inverse_cdf, sample
-from dinado.seeding import generator
+from dinado.rollouts.sampler import Decoder, Samples, inverse_cdf, sample, uniforms
+from dinado.seeding import generator, uniform_numbers
 
 VOCAB = 5
 START = Prompt("0", "")
@@ -35,9 +35,9 @@ def gpt2() -> BaseLM:
 
 def draw(base: BaseLM, prompts: list[Prompt], k: int, budget: int = 8, name: int = 0, **kwargs: object) -> Samples:
     ids_PS, mask_PS = base.encode_prompts(prompts)
-    stream = generator("test", name)
+    uniform_NT = uniforms(range(len(prompts)), k, budget, "test", name)
     decoder = Decoder(base.model, base.temperature)
-    return sample(decoder, ids_PS, mask_PS, base.eos_ids, k, budget, stream, **kwargs)  # type: ignore[arg-type]
+    return sample(decoder, ids_PS, mask_PS, base.eos_ids, uniform_NT, **kwargs)  # type: ignore[arg-type]
 
 
 def as_batch(base: BaseLM, prompts: list[Prompt], samples: Samples) -> RolloutBatch:
@@ -155,6 +155,47 @@ def test_inverse_cdf_never_draws_what_cannot_be_drawn() -> None:
     assert inverse_cdf(log_s_NV, uniform_N).tolist() == [1, 1, 3, 3]
 
 
+def test_inverse_cdf_over_a_vocabulary_of_several_blocks() -> None:
+    vocabulary = 3 * sampler.CDF_BLOCK + 17
+    stream = generator("cdf")
+    log_s_NV = torch.randn(500, vocabulary, generator=stream).mul(2).log_softmax(1)
+    uniform_N = torch.rand(500, generator=stream, dtype=torch.float64)
+    cdf_NV = log_s_NV.exp().double().cumsum(1)
+    flat_N = torch.searchsorted(cdf_NV, (uniform_N * cdf_NV[:, -1])[:, None])[:, 0]
+    # Both add up in an order of their own; on a border they may differ.
+    assert (inverse_cdf(log_s_NV, uniform_N) != flat_N).sum() <= 1
+
+
+def test_every_prompt_is_read_once_and_every_token_once(gpt2: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What more samples a prompt cost is their own tokens."""
+    read: list[int] = []
+    forward = gpt2.model.forward
+
+    def counted(ids_NL: torch.Tensor, **kwargs: object) -> object:
+        read.append(ids_NL.numel())
+        return forward(ids_NL, **kwargs)
+
+    decoder = Decoder(gpt2.model)
+    monkeypatch.setattr(decoder, "model", counted)
+    ids_PS, mask_PS = gpt2.encode_prompts([Prompt("0", "3 1 2"), Prompt("1", "2 2 4")])
+    for k in (1, 16):
+        read.clear()
+        sample(decoder, ids_PS, mask_PS, (), uniforms(range(2), k, 7, "count"))
+        assert sum(read) == 2 * 3 + 2 * k * (7 - 1)
+
+
+def test_streams_that_differ_in_one_word_have_nothing_in_common() -> None:
+    names = [("a", 0, 1), ("a", 1, 0), ("b", 0, 1), ("a", 0, 1, 0)]
+    drawn = np.concatenate([uniform_numbers(1000, *name) for name in names])
+    assert len(np.unique(drawn)) == 4000 and stats.kstest(drawn, "uniform").pvalue > 1e-3
+    np.testing.assert_array_equal(uniform_numbers(1000, *names[0])[:7], uniform_numbers(7, *names[0]))
+
+
+def test_numbers_that_do_not_fit_the_prompts_are_refused(gpt2: BaseLM) -> None:
+    with pytest.raises(ValueError, match="3 rows of uniform numbers for 2 prompts"):
+        sample(Decoder(gpt2.model), *gpt2.encode_prompts([START, START]), (), torch.zeros(3, 4))
+
+
 def test_equal_streams_give_equal_samples_and_others_do_not(gpt2: BaseLM) -> None:
     assert draw(gpt2, [START], 20) == draw(gpt2, [START], 20)
     assert draw(gpt2, [START], 20).tokens != draw(gpt2, [START], 20, name=1).tokens
@@ -171,6 +212,29 @@ def test_leaving_finished_rows_in_or_out_changes_nothing(
     assert other.tokens == usual.tokens and other.finished == usual.finished
     for a, b in zip(other.log_p, usual.log_p, strict=True):
         assert a == pytest.approx(b, abs=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 5])
+@pytest.mark.parametrize("name", ["markov", "gpt2"])
+def test_responses_do_not_depend_on_what_is_sampled_beside_them(
+    name: str, size: int, request: pytest.FixtureRequest
+) -> None:
+    """A prompt's stream gives the same texts in batches of any size, and with more samples or more tokens."""
+    base = request.getfixturevalue(name)
+    prompts = [Prompt(str(i), " ".join(["3", "1", "2", "4"][: i % 4])) for i in range(5)]
+    decoder = Decoder(base.model, base.temperature)
+
+    def draw_some(start: int, stop: int, k: int, budget: int) -> list[list[int]]:
+        uniform_NT = uniforms(range(start, stop), k, budget, "beside")
+        return sample(decoder, *base.encode_prompts(prompts[start:stop]), base.eos_ids, uniform_NT).tokens
+
+    whole = draw_some(0, 5, 6, 8)
+    parts = [tokens for start in range(0, 5, size) for tokens in draw_some(start, min(start + size, 5), 6, 8)]
+    assert parts == whole
+    assert len({tuple(tokens) for tokens in whole}) > 5
+    wider, longer = draw_some(0, 5, 9, 8), draw_some(0, 5, 6, 12)
+    assert [tokens for row, tokens in enumerate(wider) if row % 9 < 6] == whole
+    assert [tokens[:8] for tokens in longer] == whole
 
 
 def test_left_padding_changes_nothing(gpt2: BaseLM) -> None:

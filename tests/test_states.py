@@ -174,6 +174,12 @@ def test_over_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkey
         ("dinado_soft", {}, (0.0, 0.5, 1.0)),
         ("dinado_merge", {"parameters": "lora"}, (1.0, 1.0)),
         ("dinado_merge", {"parameters": "lora", "objective__norm": "mean", "objective__norm_input": "policy"}, ()),
+        ("dinado_merge", {"parameters": "lora", "objective__norm_input": "policy"}, (1.0,)),
+        (  # the norm head learns from the base's states first
+            "dinado_merge",
+            {"parameters": "lora", "objective__norm_input": "policy", "optim__norm_steps": 3},
+            (1.0, 1.0),
+        ),
         ("dinado_hard", {"parameters": "lora"}, (1.0, 1.0)),
         ("dinado_hard", {"parameters": "lora", "targets__root": "store"}, ()),
         ("sft", {}, ()),

@@ -105,6 +105,14 @@ def test_train_and_val_streams_differ(cache: Path, base: BaseLM) -> None:
     assert rows(stores[0].read()) != rows(stores[1].read())
 
 
+@pytest.mark.parametrize("size", [1, 3, 50])
+def test_texts_do_not_depend_on_the_size_of_a_block(cache: Path, base: BaseLM, size: int) -> None:
+    stores = [make_store(cache, base), make_store(cache, base, block_size=size)]
+    for store in stores:
+        collect(base, Contains(), store)
+    assert rows(stores[0].read()) == rows(stores[1].read())
+
+
 class Stop(BaseException):
     """Like a KeyboardInterrupt."""
 

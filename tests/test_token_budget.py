@@ -99,8 +99,10 @@ def test_number_of_micro_batches() -> None:
 @pytest.mark.parametrize(
     ("settings", "message"),
     [
-        ({"optim__batch_tokens": 5}, "cut into 1 is less than the longest response has, 6 tokens"),
-        ({"optim__batch_tokens": 12, "optim__micro_tokens": 4}, "cut into 3 is less"),
+        ({"optim__batch_tokens": 5}, "cut into 1 is too few for responses of up to 6 tokens"),
+        ({"optim__batch_tokens": 12, "optim__micro_tokens": 4}, "cut into 3 is too few"),
+        ({"optim__batch_tokens": 20, "optim__micro_tokens": 6}, "cut into 4 is too few"),
+        ({"optim__batch_tokens": 20, "targets__positives_share": 0.1}, "leaves 2 tokens of a step to accepted"),
         ({"optim__batch_tokens": 9999}, r"tokens of training rollouts, fewer than optim\.batch_tokens=9999"),
         ({"optim__batch_tokens": 130, "targets__positives_share": 0.9}, r"asks for 117 tokens of accepted rollouts"),
     ],

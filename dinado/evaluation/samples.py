@@ -14,8 +14,7 @@ from dinado.models.base_lm import BaseLM
 from dinado.models.scores import adapters
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample
-from dinado.seeding import generator
+from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 
 @dataclass
@@ -88,7 +87,7 @@ def sample_and_judge(
 ) -> JudgedSamples:
     """Sample ``per_prompt`` responses to every prompt from a model (the base itself, or a ControlledLM).
 
-    Blocks of prompts have their own random stream, so the result does not depend on what was sampled before.
+    Every response has its own random stream, so what it becomes does not depend on the others.
     """
     temperature = base.temperature if model is base.model else 1.0
     everything = JudgedSamples()
@@ -100,9 +99,7 @@ def sample_and_judge(
             ids_PS,
             mask_PS,
             base.eos_ids,
-            per_prompt,
-            max_new_tokens,
-            generator(seed, "evaluation", start),
+            uniforms(range(start, start + len(some)), per_prompt, max_new_tokens, seed, "evaluation"),
         )
         texts = [base.decode(tokens) for tokens in samples.tokens]
         rows = [some[p] for p in samples.prompt_of]

@@ -28,24 +28,26 @@ class RoomyLayer(DynamicLayer):
         super().__init__()
         self.lazy_initialization(layer.keys, layer.values)
         self.room = room
-        self._hold(layer.keys, layer.values)
+        self._hold(layer.keys, layer.values, room)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         """Append in place; returns everything so far, ``[N, H, L, D]``."""
         start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
-        full = stop > self._keys_NHLD.shape[2]
-        if full or self.keys.data_ptr() != self._keys_NHLD.data_ptr():  # the latter after a reordering of beams
+        capacity = self._keys_NHLD.shape[2]
+        if stop > capacity:
             self.room = max(2 * self.room, stop - start)
-            self._hold(self.keys, self.values)
+            self._hold(self.keys, self.values, self.room)
+        elif self.keys.data_ptr() != self._keys_NHLD.data_ptr():  # rows were dropped, or beams reordered
+            self._hold(self.keys, self.values, capacity - start)
         self._keys_NHLD[:, :, start:stop] = key_states
         self._values_NHLD[:, :, start:stop] = value_states
         self.keys, self.values = self._keys_NHLD[:, :, :stop], self._values_NHLD[:, :, :stop]
         return self.keys, self.values
 
-    def _hold(self, keys: Tensor, values: Tensor) -> None:
+    def _hold(self, keys: Tensor, values: Tensor, room: int) -> None:
         length = keys.shape[2]
         self._keys_NHLD, self._values_NHLD = (
-            torch.empty((*t.shape[:2], length + self.room, t.shape[3]), dtype=t.dtype, device=t.device)
+            torch.empty((*t.shape[:2], length + room, t.shape[3]), dtype=t.dtype, device=t.device)
             for t in (keys, values)
         )
         self._keys_NHLD[:, :, :length], self._values_NHLD[:, :, :length] = keys, values

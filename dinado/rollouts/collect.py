@@ -1,7 +1,7 @@
 """Fill a rollout store: sample what is missing, ask the oracle, block by block.
 
-Every block has its own random stream, so the content depends neither on the number of processes nor on where an
-earlier attempt was stopped.
+Every response has its own random stream, so the content depends neither on the number of processes, nor on the size
+of a block, nor on where an earlier attempt was stopped.
 """
 
 from __future__ import annotations
@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dinado.rollouts.lookahead import likeliest, look_ahead
-from dinado.rollouts.sampler import Decoder, sample
+from dinado.rollouts.sampler import Decoder, sample, uniforms
 from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import store_summary
-from dinado.seeding import generator
 
 if TYPE_CHECKING:
     from dinado.models.base_lm import BaseLM
@@ -101,9 +100,9 @@ def _sample_block(base: BaseLM, store: RolloutStore, block: int) -> int:
         ids_PS.to(base.device),
         mask_PS.to(base.device),
         base.eos_ids,
-        spec.per_prompt,
-        spec.max_new_tokens,
-        generator(spec.seed, "rollouts", spec.split, store.round, block),
+        uniforms(
+            spec.block(block), spec.per_prompt, spec.max_new_tokens, spec.seed, "rollouts", spec.split, store.round
+        ),
         spec.proposal,
     )
     store.write_texts(block, samples, [base.decode(tokens) for tokens in samples.tokens])

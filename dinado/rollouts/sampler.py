@@ -7,9 +7,11 @@ batch. Axes: P prompts, S prompt tokens, K responses a prompt, N = P * K rows, V
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
@@ -18,6 +20,7 @@ from transformers import DynamicCache
 from dinado.models.shared_prefix import positions_PS
 from dinado.rollouts.cache import make_room
 from dinado.rollouts.proposal import Proposal
+from dinado.seeding import uniform_numbers
 
 COMPACT_BELOW = 0.8
 """Rows are dropped from the batch once fewer than this share are still being written."""
@@ -97,30 +100,49 @@ class Decoder:
         return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature).log_softmax(1)
 
 
+def uniforms(prompts: Iterable[int], num_samples: int, max_new_tokens: int, *stream: int | str) -> Tensor:
+    """Uniform numbers ``[P * num_samples, max_new_tokens]`` in float64: a stream for each response to each prompt.
+
+    More samples, more tokens or other prompts beside them leave the numbers of a response as they are.
+
+    Args:
+        prompts: what tells the prompts apart, their positions in a split for example, in the order of their rows.
+        stream: name of the streams (dinado/seeding.py).
+    """
+    rows = [(prompt, k) for prompt in prompts for k in range(num_samples)]
+    return torch.from_numpy(np.stack([uniform_numbers(max_new_tokens, *stream, *row) for row in rows]))
+
+
 @torch.no_grad()
 def sample(
     decoder: Decoder,
     ids_PS: Tensor,
     mask_PS: Tensor,
     eos_ids: tuple[int, ...],
-    num_samples: int,
-    max_new_tokens: int,
-    generator: torch.Generator,
+    uniform_NT: Tensor,
     proposal: Proposal | None = None,
 ) -> Samples:
-    """Draw ``num_samples`` responses to each prompt.
+    """Draw K responses of at most T tokens to each prompt.
+
+    A row depends on its prompt and its uniform numbers alone, whatever else is in the batch and whenever that ends, as
+    far as the model's own arithmetic does: matrix products round differently in batches of another size, and once in
+    many thousand tokens a uniform number lies so close to the border of two of them that it falls to the other side.
 
     Args:
         ids_PS, mask_PS: left-padded prompts.
-        eos_ids: tokens that end a response.
-        max_new_tokens: budget; a response without an end by then is not finished.
-        generator: CPU stream. All uniform numbers are drawn at the start, so what one row gets does not depend on
-            when others finish.
+        eos_ids: tokens that end a response; one without an end after T tokens is not finished.
+        uniform_NT: uniform numbers in float64, one a token, N = P * K rows grouped by prompt (:func:`uniforms`).
+
+    Raises:
+        ValueError: the rows are not a multiple of the prompts.
     """
     proposal = proposal or Proposal()
-    num_rows = len(ids_PS) * num_samples
+    num_rows, max_new_tokens = uniform_NT.shape
+    num_samples, left_over = divmod(num_rows, len(ids_PS))
+    if left_over:
+        raise ValueError(f"{num_rows} rows of uniform numbers for {len(ids_PS)} prompts")
     device = ids_PS.device
-    uniform_NT = torch.rand((num_rows, max_new_tokens), generator=generator, dtype=torch.float64).to(device)
+    uniform_NT = uniform_NT.to(device)
     eos = torch.tensor(eos_ids, device=device)
     samples = Samples(
         tokens=[[] for _ in range(num_rows)],

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import time
 from contextlib import suppress
 from pathlib import Path
 
@@ -15,15 +16,30 @@ import pyarrow as pa
 
 from dinado.errors import StoreError
 
+SETTLED_SECONDS = 2.0
+"""A file changed again within the clock's resolution looks unchanged; one this old would not."""
+
 
 def intact_digest(path: Path) -> str | None:
-    """SHA-256 of a shard, or None when it is missing or not as it was written."""
+    """SHA-256 of a shard, or None when it is missing or not as it was written.
+
+    A process reads a file for this once, and again whenever its inode, size or time of change is another.
+    """
     try:
         expected = _digest_path(path).read_text(encoding="ascii").split()[0]
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        status = path.stat()
+        state = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if path not in _known or _known[path][0] != state:
+            _known[path] = (state, hashlib.sha256(path.read_bytes()).hexdigest())
+        found = _known[path][1]
+        if time.time() - status.st_mtime < SETTLED_SECONDS:
+            del _known[path]
     except (OSError, UnicodeDecodeError, IndexError):
         return None
     return found if found == expected else None
+
+
+_known: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
 def write_shard(path: Path, table: pa.Table) -> str:

@@ -12,7 +12,7 @@ from dinado.errors import DataError
 from dinado.prompt import Prompt
 from dinado.rollouts.proposal import Proposal
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 """Raised whenever the same settings would give other rows or another file layout."""
 
 Truncated = Literal["fail", "score", "drop"]
@@ -29,7 +29,7 @@ class StoreSpec:
         split: keeps streams apart that ask the same prompts, such as "train" and "val".
         per_prompt: K.
         max_new_tokens: budget of a response.
-        block_size: prompts in a seeded block.
+        block_size: prompts that are sampled and stored together.
         seed: names the random streams.
         proposal: what is sampled from, relative to the base.
 
