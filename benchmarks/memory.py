@@ -3,11 +3,12 @@
     python benchmarks/memory.py
 
 Resident memory of a process of its own for each path: the peak over one step of gradients, above what it holds once the
-model, the batch and the base's states are there.
+model, the batch and the base's states are there. Medians of --repeats.
 """
 
 from __future__ import annotations
 
+import statistics
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -23,10 +24,12 @@ from benchmarks.train_step import METHODS
 def main() -> int:
     """Measure, print, and say how the other side compares."""
     arguments = timing.parser(__doc__).parse_args()
+    repeats, threads = arguments.repeats, arguments.threads
     rows, numbers = [], {}
     for short, name in METHODS.items():
-        built, plain = timing.peak_mb(step(name, plain=True))
-        _, ours = timing.peak_mb(step(name, plain=False))
+        seen = [[timing.peak_mb(step(name, plain=way), threads) for _ in range(repeats)] for way in (True, False)]
+        built = statistics.median(model for model, _ in seen[0])
+        plain, ours = (statistics.median(added for _, added in way) for way in seen)
         numbers[f"memory_ratio_{short}"] = ours / plain
         rows.append({"method": name, "model, MB": built, "plain adds, MB": plain, "ours adds, MB": ours})
     timing.show([row | {"ratio": ratio} for row, ratio in zip(rows, numbers.values(), strict=True)])

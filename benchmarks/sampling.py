@@ -11,7 +11,6 @@ the matrix products alone, at the rate of a product of these shapes measured in 
 
 from __future__ import annotations
 
-import math
 import statistics
 import sys
 from collections.abc import Callable
@@ -127,8 +126,7 @@ def scaling(base: BaseLM, repeats: int, as_json: bool) -> int:
             for amount, (length, per_prompt, new_tokens) in zip(amounts, grid, strict=True)
         }
         seconds = {key: statistics.median(values) for key, values in timing.alternate(paths, repeats).items()}
-        first, *_, last = seconds.values()
-        exponent = math.log(last / first) / math.log(amounts[-1] / amounts[0])
+        exponent = timing.growth(amounts, list(seconds.values()))
         measured = ", ".join(f"{key}: {value * 1000:.0f} ms" for key, value in seconds.items())
         rows.append({"grows with": what, "two prompts": measured, "exponent": exponent})
         numbers[f"exponent_{what.replace(' ', '_')}"] = exponent

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import multiprocessing
 import resource
 import statistics
@@ -41,28 +42,33 @@ def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
+def growth(amounts: Sequence[float], seconds: Sequence[float]) -> float:
+    """The exponent with which seconds grow with amounts: slope of a straight line through their logarithms."""
+    return statistics.linear_regression([math.log(a) for a in amounts], [math.log(s) for s in seconds]).slope
+
+
 def gemm_seconds(rows: int, inner: int, columns: int) -> Callable[[], object]:
     """One product ``[rows, inner] @ [inner, columns]`` to be timed beside the rest."""
     left, right = torch.randn(rows, inner), torch.randn(columns, inner)
     return lambda: left @ right.T
 
 
-def peak_mb(work: Callable[[], Callable[[], object]]) -> tuple[float, float]:
+def peak_mb(work: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
     """Resident memory in MB in a process of its own: after ``work()`` has built its model, and what running adds.
 
     A fresh process, since the peak of one never falls.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(work, sender))
+    process = context.Process(target=_measure, args=(work, threads, sender))
     process.start()
     built, peak = receiver.recv()
     process.join()
     return built, peak - built
 
 
-def _measure(work: Callable[[], Callable[[], object]], sender: Any) -> None:
-    torch.set_num_threads(1)
+def _measure(work: Callable[[], Callable[[], object]], threads: int, sender: Any) -> None:
+    torch.set_num_threads(threads)
     run = work()
     with open("/proc/self/status") as status:
         built = next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024

@@ -135,8 +135,7 @@ def scaling(repeats: int, as_json: bool) -> int:
                 amounts.append(amount.get(what, size.longest))
                 steps[str(amounts[-1])] = step(method, recorded, loss_of)
             seconds = {key: statistics.median(values) for key, values in timing.alternate(steps, repeats).items()}
-            first, *_, last = seconds.values()
-            exponent = math.log(last / first) / math.log(amounts[-1] / amounts[0])
+            exponent = timing.growth(amounts, list(seconds.values()))
             measured = ", ".join(f"{key}: {value * 1000:.0f} ms" for key, value in seconds.items())
             rows.append({"grows with": what, "method": name, "a step": measured, "exponent": exponent})
             numbers[f"exponent_{what.replace(' ', '_')}_{short}"] = exponent

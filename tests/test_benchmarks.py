@@ -1,0 +1,64 @@
+"""The speed benchmarks run, both sides of them, and name their numbers; how fast anything is is not tested."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from functools import partial
+from types import ModuleType
+
+import pytest
+import torch
+
+from benchmarks import decoding, memory, sampling, timing, train_step
+from benchmarks.case import Size
+
+
+@pytest.fixture(autouse=True)
+def threads() -> Iterator[None]:
+    """As many as before: the benchmarks set their own."""
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+TINY = partial(Size, vocabulary=61, layers=2, width=32, prompt=6, shortest=2, longest=5, prompts=2, per_prompt=2)
+
+
+def numbers_of(
+    benchmark: ModuleType, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
+) -> dict[str, float]:
+    """What a benchmark says on its last line."""
+    monkeypatch.setattr("sys.argv", ["benchmark", "--repeats", "2", "--threads", "1", "--json", *words])
+    assert benchmark.main() == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+def test_a_training_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(train_step, "Size", TINY)
+    monkeypatch.setattr(memory, "Size", TINY)
+    found = numbers_of(train_step, monkeypatch, capsys)
+    assert found.keys() == {f"{what}_{m}" for what in ("speedup", "limit_share") for m in ("soft", "merge", "nado")}
+    assert all(value > 0 for value in found.values())
+    assert numbers_of(memory, monkeypatch, capsys).keys() == {f"memory_ratio_{m}" for m in ("soft", "merge", "nado")}
+
+
+def test_sizes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(train_step, "SCALES", {"model width": [TINY(width=w) for w in (16, 32, 64)]})
+    found = numbers_of(train_step, monkeypatch, capsys, "--scaling")
+    assert found.keys() == {f"exponent_model_width_{m}" for m in ("soft", "merge", "nado")}
+
+
+def test_sampling_and_decoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for benchmark in (sampling, decoding):
+        for name, value in (("PROMPTS", 2), ("PROMPT_TOKENS", 5), ("NEW_TOKENS", 3), ("K", 2)):
+            monkeypatch.setattr(benchmark, name, value)
+    found = numbers_of(sampling, monkeypatch, capsys, "--base", "gpt2-like")
+    assert found.keys() == {"sampling_speedup", "sampling_limit_share"}
+    found = numbers_of(decoding, monkeypatch, capsys, "--base", "gpt2-like")
+    assert found.keys() == {f"decode_ratio_{m}" for m in ("nado", "soft", "merge")}
+
+
+def test_growth_is_the_exponent_of_a_power() -> None:
+    amounts = [2.0, 4.0, 8.0]
+    assert timing.growth(amounts, [3 * a**1.5 for a in amounts]) == pytest.approx(1.5)
