@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from functools import partial
+from pathlib import Path
 from types import ModuleType
 
 import pytest
 import torch
+from helpers import exact_gpt2_words
 
-from benchmarks import decoding, memory, sampling, timing, train_step
+from benchmarks import decoding, memory, sampling, startup, timing, train_step
 from benchmarks.case import Size
 
 
@@ -57,6 +59,14 @@ def test_sampling_and_decoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
     assert found.keys() == {"sampling_speedup", "sampling_limit_share"}
     found = numbers_of(decoding, monkeypatch, capsys, "--base", "gpt2-like")
     assert found.keys() == {f"decode_ratio_{m}" for m in ("nado", "soft", "merge")}
+
+
+def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    found = numbers_of(startup, monkeypatch, capsys, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
+    assert found.keys() == {"first_step_s", "help_s"}
+    assert found["help_s"] < found["first_step_s"]
+    with pytest.raises(SystemExit, match=r"ended before its first step:\nerror: command line: optim.stepz"):
+        numbers_of(startup, monkeypatch, capsys, "exact_world", "optim.stepz=1")
 
 
 def test_growth_is_the_exponent_of_a_power() -> None:
