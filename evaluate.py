@@ -22,20 +22,22 @@ def main(arguments: cli.Arguments) -> int:
         raise ConfigError("name a run (runs/<experiment>/<id>), or `base` and an experiment; see --help")
     quiet = arguments.flag(cli.JSON)
     if arguments.positional[0] == "base":
+        cli.only(arguments, 2)
         if len(arguments.positional) < 2:
             raise ConfigError("`base` needs an experiment after it, such as: python evaluate.py base quickstart")
         loaded = loader.load(arguments.positional[1], arguments.overrides)
         from lightning_modules.session import evaluate_base
 
-        cli_result = evaluate_base(loaded.config, quiet=quiet)
+        numbers = evaluate_base(loaded.config, quiet=quiet) | {"run_dir": None}
     else:
+        cli.only(arguments, 1)
         folder = find_run(arguments.positional[0])
         loaded = loader.from_run_folder(folder.path, arguments.overrides)
         from lightning_modules.session import evaluate_run
 
-        cli_result = evaluate_run(loaded.config, folder, quiet=quiet) | {"run_dir": str(folder.path)}
+        numbers = evaluate_run(loaded.config, folder, quiet=quiet) | {"run_dir": str(folder.path)}
     if quiet:
-        cli.print_json(cli_result)
+        cli.print_json(numbers)
     return 0
 
 

@@ -34,6 +34,10 @@ def main(arguments: cli.Arguments) -> int:
     mode = arguments.value(MODE) or "sample"
     if mode not in ("sample", "greedy", "beam"):
         raise ConfigError(f"--mode {mode}: choose sample, greedy or beam")
+    if mode == "greedy" and arguments.value(NUM):
+        raise ConfigError("--num: --mode greedy has one text for a prompt; choose sample or beam")
+    if mode != "beam" and arguments.value(BEAMS):
+        raise ConfigError(f"--beams: --mode {mode} has none; choose --mode beam")
     settings = {
         "mode": mode,
         "num": cli.number(arguments, NUM, int, 1, least=1),

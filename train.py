@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import sys
 
+from dinado.errors import ConfigError
 from experiments import cli, help, loader
 from experiments.run_folder import RunFolder, find_run
 
@@ -19,6 +20,11 @@ OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.JSON
 def main(arguments: cli.Arguments) -> int:
     """Settings, then a run folder, then training inside it."""
     resume = arguments.value(cli.RESUME)
+    cli.only(arguments, 1 if resume is None else 0)
+    if resume is not None and arguments.flag(cli.FAST_DEV_RUN):
+        raise ConfigError("--fast-dev-run tries an experiment out; a run to be resumed has its own settings")
+    if arguments.flag(cli.JSON) and (arguments.flag(cli.DRY_RUN) or arguments.flag(cli.PRINT_CONFIG)):
+        raise ConfigError("--json prints the numbers of a run; without --dry-run and --print-config there will be some")
     if resume is None and not arguments.positional:
         print(help.listing())
         return 0
@@ -42,7 +48,13 @@ def main(arguments: cli.Arguments) -> int:
         folder = RunFolder.create(loaded, arguments.overrides)
     with folder:
         try:
-            outcome = train(loaded.config, folder, resume=resume is not None, quiet=arguments.flag(cli.JSON))
+            outcome = train(
+                loaded.config,
+                folder,
+                resume=resume is not None,
+                quiet=arguments.flag(cli.JSON),
+                on_start=None if resume is None else lambda: folder.change(loaded, arguments.overrides),
+            )
         except KeyboardInterrupt:
             # Before the first optimiser step, or a second time: finished blocks of rollouts are kept all the same.
             print(f"go on with: python train.py --resume {folder.path}", file=sys.stderr)

@@ -8,7 +8,7 @@ Runs ``train.py commongen_smollm2`` once for each method and seed, skips what th
 writes docs/results/commongen_smollm2.json and .md after every run. A row's difference in success from fine-tuning on
 accepted rollouts is taken prompt by prompt, over the seeds that both have, with its 95 % interval over prompts.
 Several of these may run side by side with different --only or --seeds: results are read again before they are written.
-Delete the file after changing the experiment itself; a run is known by its row, seed and settings.
+A run is known by its row, its seed and a digest of all settings that decide its outcome, the experiment's own included.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dinado.metrics.intervals import paired_difference  # noqa: E402
+from dinado.rollouts.spec import digest  # noqa: E402
+from experiments.loader import load  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
 EXPERIMENT = "commongen_smollm2"
@@ -77,16 +80,18 @@ def main() -> int:
         parser.error(f"unknown row {unknown[0]!r}; there are: {', '.join(ENTRIES)}")
     todo = [(name, seed) for seed in arguments.seeds for name in names]
     settings_of = {name: " ".join([entry, *arguments.settings]) for name, entry in ENTRIES.items()}
+    digest_of = {name: digest_of_settings(settings) for name, settings in settings_of.items()}
     for number, (name, seed) in enumerate(todo, 1):
         settings = settings_of[name]
-        if (name, seed, settings) in {(run["row"], run["seed"], run["settings"]) for run in stored()}:
+        if (name, seed, digest_of[name]) in {(run["row"], run["seed"], run["config"]) for run in stored()}:
             continue
         print(f"[{number}/{len(todo)}] {name}, seed {seed}", flush=True)
         started = time.monotonic()
         measured = run_one(settings.split(), seed)
         minutes = round((time.monotonic() - started) / 60, 1)
-        store({"row": name, "seed": seed, "settings": settings, "minutes": minutes, **measured}, settings_of)
-    runs = [run for run in stored() if run["settings"] == settings_of[run["row"]]]
+        run = {"row": name, "seed": seed, "settings": settings, "config": digest_of[name], "minutes": minutes}
+        store(run | measured, digest_of)
+    runs = [run for run in stored() if run["config"] == digest_of[run["row"]]]
     print(table(runs))
     if arguments.json:
         print(json.dumps(runs))
@@ -103,13 +108,23 @@ def stored() -> list[dict[str, Any]]:
     return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
 
 
-def store(run: dict[str, Any], settings_of: dict[str, str]) -> None:
+def digest_of_settings(settings: str) -> str:
+    """Changes with every setting of the experiment that decides what a run of it measures."""
+    config = asdict(load(EXPERIMENT, settings.split()).config)
+    for section in ("seed", "runs", "trainer", "logging"):
+        del config[section]
+    for key in ("cache", "root", "states", "states_limit_gb"):
+        del config["data"][key]
+    return digest(config)
+
+
+def store(run: dict[str, Any], digest_of: dict[str, str]) -> None:
     """Add a run, and rewrite the table of the rows with these settings."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(RESULTS) + ".lock"):
         runs = [*stored(), run]
         RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(table([r for r in runs if r["settings"] == settings_of[r["row"]]]))
+        RESULTS.with_suffix(".md").write_text(table([r for r in runs if r["config"] == digest_of[r["row"]]]))
 
 
 def run_one(settings: list[str], seed: int) -> dict[str, Any]:

@@ -18,10 +18,17 @@ import torch
 def parser(description: str | None) -> argparse.ArgumentParser:
     """Options that every speed benchmark has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
-    options.add_argument("--repeats", type=int, default=5, help="measurements of each path (default 5)")
-    options.add_argument("--threads", type=int, default=torch.get_num_threads(), help="CPU threads")
+    options.add_argument("--repeats", type=whole, default=5, help="measurements of each path (default 5)")
+    options.add_argument("--threads", type=whole, default=torch.get_num_threads(), help="CPU threads")
     options.add_argument("--json", action="store_true", help="print the result as one JSON object on the last line")
     return options
+
+
+def whole(text: str) -> int:
+    """A number of repeats or threads; argparse makes one line of the error."""
+    if (value := int(text)) < 1:
+        raise argparse.ArgumentTypeError("give 1 or more")
+    return value
 
 
 def alternate(paths: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from rich.progress import track
 
 from datamodules.states import state_store
-from datamodules.stores import stores_of_run, train_store, uses_rollouts
+from datamodules.stores import stores_of_run, train_store, uses_rollouts, val_store
 from datamodules.tasks import Task
 from dinado.models.base_lm import BaseLM
 from dinado.rollouts.collect import collect, progress_bar
@@ -22,14 +22,17 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def prepare_rollouts(config: Config, base: BaseLM, task: Task) -> float:
+def prepare_rollouts(config: Config, base: BaseLM, task: Task, *, train: bool = True) -> float:
     """Sample what is missing, this process its share of the blocks; returns rollouts a second, 0 if nothing was.
 
     Blocks are shared out by the launcher's RANK and WORLD_SIZE, so every process of a job helps.
+
+    Args:
+        train: whether the rollouts that are trained on are needed, or the held-out ones alone.
     """
     rank, world_size = _place()
     done, seconds = 0, 0.0
-    for store in stores_of_run(config, base, task):
+    for store in stores_of_run(config, base, task) if train else [val_store(config, base, task)]:
         shown = config.trainer.progress and rank == 0 and not store.is_complete()
         with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
             progress = collect(base, task.oracle, store, rank=rank, world_size=world_size, on_progress=update)

@@ -100,6 +100,7 @@ class RolloutDataModule(LightningDataModule):
         self.steps_done = 0
         self.summary: dict[str, float] = {}
         self._base = base
+        self._texts = ""
         self._train_prompts = EncodedPrompts(base, task.train_prompts)
         self._val_prompts = EncodedPrompts(base, task.val_prompts)
 
@@ -162,10 +163,10 @@ class RolloutDataModule(LightningDataModule):
             CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
         """
         for name, value in self._order().items():
-            if state_dict[name] != value:
+            if state_dict.get(name) != value:
                 raise CheckpointError(
-                    f"the checkpoint was made with {name}={state_dict[name]} and this run has {value}, so it cannot "
-                    "go on with the same batches; restore that setting or start a new run"
+                    f"the checkpoint was made with {name}={state_dict.get(name)} and this run has {value}, so it "
+                    "cannot go on with the same batches; restore that setting or start a new run"
                 )
         self.steps_done = state_dict["steps_done"]
 
@@ -188,6 +189,7 @@ class RolloutDataModule(LightningDataModule):
         if not uses_rollouts(config):
             return rows_of_references(self.task.train_prompts, self._base)
         store = train_store(config, self._base, self.task)
+        self._texts = store.spec.fingerprint
         rollouts = store.read()
         rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
         if not len(rows):
@@ -267,6 +269,7 @@ class RolloutDataModule(LightningDataModule):
             "optim.rows_per_prompt": optim.rows_per_prompt,
             "micro-batches in a step": self.accumulation,
             "training rows": len(self.rows),
+            "rollouts": self._texts,
         }
 
     @property

@@ -54,7 +54,9 @@ def val_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:
         block_size=rollouts.block_size,
         seed=rollouts.seed,
     )
-    return RolloutStore(config.data.cache, spec, task.oracle.fingerprint, rollouts.truncated)
+    # What was cut off is left out of training, never of a rate of success: the trained model's is counted too.
+    truncated = "fail" if rollouts.truncated == "drop" else rollouts.truncated
+    return RolloutStore(config.data.cache, spec, task.oracle.fingerprint, truncated)
 
 
 def stores_of_run(config: Config, base: BaseLM, task: Task) -> list[RolloutStore]:

@@ -142,6 +142,16 @@ def run(
         return 0
 
 
+def only(arguments: Arguments, count: int) -> None:
+    """Refuse words that nothing would read.
+
+    Raises:
+        ConfigError: there are more than ``count`` that are neither options nor settings.
+    """
+    if len(arguments.positional) > count:
+        raise ConfigError(f"{arguments.positional[count]}: one word too many; settings are key=value, see --help")
+
+
 def number(arguments: Arguments, option: Option, kind: type[N], default: D, least: float | None = None) -> N | D:
     """Value of an option that is a number, ``default`` when it was not given.
 

@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dinado.errors import CheckpointError
+from dinado.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from experiments.loader import Loaded
@@ -104,11 +104,23 @@ class RunFolder:
                 raise CheckpointError(
                     f"run {folder.path} exists ({status(folder.path)}); continue it with --resume {folder.path}"
                 )
-            folder.path.mkdir(parents=True, exist_ok=True)
+            try:
+                folder.path.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise ConfigError(f"runs={loaded.config.runs}: {error.strerror}; name a folder to write to") from None
             _write(folder.path / "overrides.txt", "".join(f"{line}\n" for line in overrides))
             _write(folder.path / "env.json", json.dumps(environment(), indent=2) + "\n")
             _write(folder.path / "config.yaml", to_yaml(loaded))
         return folder
+
+    def change(self, loaded: Loaded, overrides: Sequence[str]) -> None:
+        """Keep the record true when a run goes on with other settings."""
+        from experiments.loader import to_yaml
+
+        if is_writer() and overrides:
+            with (self.path / "overrides.txt").open("a", encoding="utf-8") as file:
+                file.write("".join(f"{line}\n" for line in overrides))
+            _write(self.path / "config.yaml", to_yaml(loaded))
 
     def __enter__(self) -> RunFolder:
         if is_writer() and status(self.path) == "running" and _owner(self.path) != _identity():
@@ -153,11 +165,13 @@ class RunFolder:
         """The records of ``metrics.jsonl``, without lines that a kill cut short."""
         file = self.path / "metrics.jsonl"
         records = []
-        for line in file.read_text(encoding="utf-8").splitlines() if file.exists() else ():
+        for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except json.JSONDecodeError:
                 continue
+            if isinstance(record, dict):
+                records.append(record)
         return records
 
 
@@ -167,12 +181,13 @@ def status(path: str | Path) -> str:
     A run is ``killed`` if it says running, but its process on this host is gone.
     """
     try:
-        line = (Path(path) / "STATUS").read_text(encoding="utf-8").partition("\n")[0]
+        line = (Path(path) / "STATUS").read_text(encoding="utf-8", errors="replace").partition("\n")[0]
     except FileNotFoundError:
         return "unknown"
     owner = _owner(Path(path))
     here = owner.get("host") == socket.gethostname()
-    if line == "running" and here and _started(int(owner.get("pid", 0))) != owner.get("started"):
+    pid = owner.get("pid")
+    if line == "running" and here and _started(pid if isinstance(pid, int) else 0) != owner.get("started"):
         return "killed"
     return line
 
@@ -253,7 +268,7 @@ def _identity() -> dict[str, Any]:
 def _owner(path: Path) -> dict[str, Any]:
     """Who wrote ``STATUS``; empty when it does not say."""
     try:
-        owner = json.loads((path / "STATUS").read_text(encoding="utf-8").partition("\n")[2])
+        owner = json.loads((path / "STATUS").read_text(encoding="utf-8", errors="replace").partition("\n")[2])
     except (FileNotFoundError, json.JSONDecodeError):
         return {}
     return owner if isinstance(owner, dict) else {}

@@ -236,7 +236,10 @@ def build_scores(config: Config, base: BaseLM, link: Link) -> NetworkScores | Po
 
 def check_checkpoint(method: OracleMethod, checkpoint: dict[str, Any]) -> None:
     """Raise :class:`CheckpointError` unless the checkpoint holds exactly this method's trained parameters."""
-    saved = {name: tuple(value.shape) for name, value in checkpoint["state_dict"].items()}
+    state = checkpoint.get("state_dict") if isinstance(checkpoint, dict) else None
+    if not isinstance(state, dict) or not all(isinstance(value, Tensor) for value in state.values()):
+        raise CheckpointError("the checkpoint holds no trained parameters; start the run again")
+    saved = {name: tuple(value.shape) for name, value in state.items()}
     wanted = {name: tuple(p.shape) for name, p in method.named_parameters() if p.requires_grad}
     if saved != wanted:
         odd = sorted(set(saved.items()) ^ set(wanted.items()))[0]

@@ -59,7 +59,8 @@ def evaluate_method(
         method.diagnostics.update(batch, step.scored.statistics, step.values, step.loss)
     numbers = {f"val/{key}": value for key, value in method.diagnostics.compute().items()}
     method.diagnostics.reset()
-    numbers["reg/forward_consistency"] = numbers.pop("val/forward_consistency")
+    for name in ("forward_consistency", "forward_consistency_per_token"):
+        numbers[f"reg/{name}"] = numbers.pop(f"val/{name}")
     rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
     model = method.controlled()
     after = sample_and_judge(

@@ -9,6 +9,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
+from dinado.errors import ConfigError
 from experiments.config import Config
 from experiments.run_folder import RunFolder
 
@@ -41,15 +42,21 @@ class MetricsFile(Logger):
         self.folder.append_metrics({"step": step or 0, **numbers})
 
 
+WANDB_MODES = ("off", "disabled", "offline", "online", "shared")
+
+
 def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
     """The loggers of a run. WANDB_MODE in the environment wins over ``logging.wandb``."""
     loggers: list[Logger] = [MetricsFile(folder)]
     mode = os.environ.get("WANDB_MODE", config.logging.wandb)
+    if mode not in WANDB_MODES:
+        raise ConfigError(f"WANDB_MODE={mode}: choose one of {', '.join(WANDB_MODES)}")
     if mode not in ("off", "disabled"):
+        import wandb
         from lightning.pytorch.loggers import WandbLogger
 
         loggers.append(
-            WandbLogger(
+            logger := WandbLogger(
                 project=config.logging.project,
                 name=config.logging.name or f"{folder.path.parent.name}/{config.method}",
                 id=folder.run_id,
@@ -61,6 +68,11 @@ def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
                 mode=mode,
             )
         )
+        try:
+            _ = logger.experiment
+        except wandb.Error as error:
+            reason = str(error).splitlines()[0]
+            raise ConfigError(f"logging.wandb={mode}: {reason}; use offline or off, or log in") from None
     return loggers
 
 

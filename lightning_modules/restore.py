@@ -108,6 +108,11 @@ def build_world(config: Config, base: BaseLM) -> ExactWorld | None:
     if task.name not in EXACT_TASKS:
         return None
     dfa = token_dfa(task.vocab_size, task.required, task.avoided, task.ends_with)
-    if task.name == "exact_world":
-        return MarkovWorld.from_model(base.model, task.length, dfa, base.temperature)
-    return EnumeratedWorld.from_model(base.model, task.length, dfa, base.temperature)
+    kind = MarkovWorld if task.name == "exact_world" else EnumeratedWorld
+    world = kind.from_model(base.model, task.length, dfa, base.temperature)
+    if not 0 < world.success_rate < 1:
+        raise ConfigError(
+            f"task.required, task.avoided and task.ends_with accept a share of {world.success_rate:g} of all texts of "
+            f"task.length={task.length}; there is nothing to learn"
+        )
+    return world

@@ -8,10 +8,12 @@ import os
 import signal
 import sys
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import lightning as L
 import torch
+from lightning.pytorch.callbacks import LambdaCallback
 from rich.console import Console
 from rich.logging import RichHandler
 
@@ -26,10 +28,11 @@ from dinado.evaluation.table import first_samples, print_samples, print_table
 from experiments.config import Config
 from experiments.run_folder import RunFolder, is_writer
 from lightning_modules.build import build_method
+from lightning_modules.callbacks import stopped_by_sigterm
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish
 from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
-from lightning_modules.training import build_trainer, checkpoint_to_resume, count_parameters
+from lightning_modules.training import build_trainer, check_accelerator, checkpoint_to_resume, count_parameters
 
 
 @dataclass
@@ -41,20 +44,25 @@ class Outcome:
     is_writer: bool = True
 
 
-def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Outcome:
+def train(
+    config: Config, folder: RunFolder, *, resume: bool, quiet: bool, on_start: Callable[[], None] | None = None
+) -> Outcome:
     """Collect rollouts, train, evaluate, report.
 
     Args:
         resume: continue from the run's last checkpoint.
         quiet: no tables (stdout belongs to ``--json``).
+        on_start: called once the settings, and the checkpoint if there is one, have proved to fit.
     """
     console = _console(quiet)
+    check_accelerator(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     base, task = build_base(config), build_task(config)
     world = build_world(config, base)
     console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
-    rollouts_per_s = prepare_rollouts(config, base, task)
-    prepare_states(config, base, task)
+    with stopped_by_sigterm():
+        rollouts_per_s = prepare_rollouts(config, base, task)
+        prepare_states(config, base, task)
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
     method = build_method(config, base)
@@ -62,6 +70,8 @@ def train(config: Config, folder: RunFolder, *, resume: bool, quiet: bool) -> Ou
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
     world_size = config.trainer.devices * config.trainer.num_nodes
     trainer, stop = build_trainer(config, folder, micro_batches(config.optim, world_size))
+    if on_start is not None:
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: on_start()))
     checkpoint = checkpoint_to_resume(folder) if resume else None
     if checkpoint is not None:
         check_and_load(method, load_checkpoint(folder.path))
@@ -170,7 +180,7 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     """Evaluate a trained run afresh; settings may differ from those it was trained with where weights allow."""
     console = _console(quiet)
     base, task = build_base(config), build_task(config)
-    prepare_rollouts(config, base, task)
+    prepare_rollouts(config, base, task, train=False)
     # Before adapters go into the base: the world is enumerated from p.
     world = build_world(config, base)
     method = build_method(config, base)
@@ -187,7 +197,7 @@ def evaluate_base(config: Config, *, quiet: bool) -> Row:
     """Evaluate a base alone from its held-out rollouts."""
     console = _console(quiet)
     base, task = build_base(config), build_task(config)
-    prepare_rollouts(config, base, task)
+    prepare_rollouts(config, base, task, train=False)
     rows, samples = base_rows(config, base, task)
     world = build_world(config, base)
     if world is not None:

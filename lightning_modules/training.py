@@ -5,10 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
+from dinado.errors import ConfigError
 from experiments.config import Config
 from experiments.run_folder import RunFolder
 from lightning_modules.base import OracleMethod
@@ -55,6 +57,16 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
         profiler=build_profiler(settings.profiler, folder),
     )
     return trainer, stop
+
+
+def check_accelerator(config: Config) -> None:
+    """Before anything is sampled.
+
+    Raises:
+        ConfigError: this machine has no such accelerator.
+    """
+    if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
+        raise ConfigError("trainer.accelerator=gpu: there is none that torch can use here; take auto or cpu")
 
 
 def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:

@@ -48,6 +48,7 @@ class RolloutDiagnostics:
             "end": log_r.gather(1, last_B[:, None])[:, 0],
             "half": log_r.gather(1, (last_B // 2)[:, None])[:, 0],
             "consistency": loss.consistency_B,
+            "links": loss.num_links_B,
             "r": [row[keep.bool()].exp().clamp(0, 1).tolist() for row, keep in zip(log_r, mask, strict=True)],
         }
         columns = [value.tolist() if isinstance(value, Tensor) else value for value in rows.values()]
@@ -58,7 +59,7 @@ class RolloutDiagnostics:
     def compute(self) -> dict[str, float]:
         """Numbers over all processes; NaN where nothing can be said."""
         prompts = list(self._gathered().values())
-        kls, aucs, halves, weights, consistency = [], [], [], [], []
+        kls, aucs, halves, weights, consistency, links = [], [], [], [], [], []
         predicted, observed, gaps = [], [], []
         for rows in prompts:
             column = {key: torch.tensor([row[key] for row in rows]) for key in rows[0] if key != "r"}
@@ -70,6 +71,7 @@ class RolloutDiagnostics:
             aucs += [auc for auc in [pairwise_auc(column["end"], score)] if auc is not None]
             halves += [auc for auc in [pairwise_auc(column["half"], score)] if auc is not None]
             consistency.append(float(column["consistency"].mean()))
+            links.append(float(column["links"].float().mean()))
             weights.append(float(weight.sum()))
             for row in rows:
                 predicted += row["r"]
@@ -88,6 +90,7 @@ class RolloutDiagnostics:
             if predicted
             else math.nan,
             "forward_consistency": _mean(consistency),
+            "forward_consistency_per_token": _mean(consistency) / max(1.0, _mean(links)),
         }
 
     def _gathered(self) -> dict[tuple[int, ...], list[dict[str, Any]]]:

@@ -33,7 +33,7 @@ def read_prompts(text: str | None, file: str | None) -> list[Prompt]:
     elif file is not None:
         prompts = list(_from_jsonl(Path(file)))
     else:
-        prompts = [Prompt(str(i), line.strip()) for i, line in enumerate(sys.stdin) if line.strip()]
+        prompts = [Prompt(str(i), line.strip()) for i, line in enumerate(_lines_of_stdin()) if line.strip()]
     if not prompts:
         raise DataError("there is no prompt to answer; give --prompt TEXT, --input FILE, or lines on stdin")
     return prompts
@@ -53,6 +53,8 @@ def write_texts(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Decode every prompt ``num`` times; texts go to stdout, or as JSON lines to ``output``."""
+    if (output and not Path(output).absolute().parent.is_dir()) or (output and Path(output).is_dir()):
+        raise DataError(f"--output {output}: name a file in a folder that exists")
     method = restore_method(run)
     model = method.controlled(alpha)
     budget = max_new_tokens or method.config.rollouts.max_new_tokens
@@ -98,10 +100,21 @@ def decode(
     return [texts[i * each : (i + 1) * each] for i in range(len(prompts))]
 
 
+def _lines_of_stdin() -> list[str]:
+    try:
+        return sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 at byte {error.start}") from None
+
+
 def _from_jsonl(file: Path) -> Iterator[Prompt]:
     if not file.is_file():
-        raise DataError(f"--input {file}: no such file")
-    for number, line in enumerate(file.read_text(encoding="utf-8").splitlines(), 1):
+        raise DataError(f"--input {file}: {'is a folder' if file.is_dir() else 'no such file'}")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"--input {file}: not UTF-8 at byte {error.start}") from None
+    for number, line in enumerate(lines, 1):
         if not line.strip():
             continue
         try:

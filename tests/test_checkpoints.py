@@ -20,7 +20,7 @@ from lightning_modules import session
 from lightning_modules.build import build_method
 from lightning_modules.callbacks import GracefulStop
 from lightning_modules.evaluation import evaluate_method
-from lightning_modules.restore import base_of_run, build_base, load_checkpoint, restore_method
+from lightning_modules.restore import base_of_run, build_base, check_and_load, load_checkpoint, restore_method
 
 METHODS = {
     "nado": ("method=nado", "network.width=16", "network.heads=2"),
@@ -130,6 +130,13 @@ def test_weights_of_another_shape_are_refused_by_name(finished: tuple, change: s
     with pytest.raises(CheckpointError, match="does not fit this configuration") as caught:
         method.on_load_checkpoint(checkpoint)
     assert ("a.stranger" if change in ("extra", "renamed") else key) in str(caught.value)
+
+
+@pytest.mark.parametrize("checkpoint", [{"a": 1}, [1], {"state_dict": [1]}, {"state_dict": {"a": 1}}])
+def test_a_file_of_something_else_is_no_checkpoint(finished: tuple, checkpoint: object) -> None:
+    method = restore_method(finished[1].path)
+    with pytest.raises(CheckpointError, match="holds no trained parameters"):
+        check_and_load(method, checkpoint)  # type: ignore[arg-type]
 
 
 def test_checkpoints_that_are_missing_or_damaged(finished: tuple, tmp_path: Path) -> None:

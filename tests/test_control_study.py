@@ -45,6 +45,21 @@ def test_seeds(text: str, expected: list[int]) -> None:
     assert control_study.seeds(text) == expected
 
 
+def test_a_run_is_known_by_what_decides_its_outcome() -> None:
+    digest = control_study.digest_of_settings
+    usual = digest("method=dinado_hard")
+    assert usual == digest("method=dinado_hard trainer.checkpoint_every=7 data.cache=elsewhere")
+    for other in ("method=dinado_merge", "method=dinado_hard objective.sharpness=3", "method=dinado_hard optim.lr=1"):
+        assert digest(other) != usual
+
+
+def test_the_results_in_the_docs_are_of_the_experiment_as_it_is() -> None:
+    runs = control_study.stored()
+    assert runs
+    assert {run["config"] for run in runs} <= set(map(control_study.digest_of_settings, control_study.ENTRIES.values()))
+    assert control_study.RESULTS.with_suffix(".md").read_text() == control_study.table(runs)
+
+
 def test_every_row_can_be_asked_for() -> None:
     assert not any("," in name for name in control_study.ENTRIES)
 

@@ -51,6 +51,22 @@ def test_an_unknown_key_is_one_line_with_the_nearest_right_one() -> None:
     assert not result.out
 
 
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        ("quickstart exact_world", "error: exact_world: one word too many"),
+        ("quickstart =3", "error: =3: one word too many"),
+        ("--resume runs/x quickstart", "error: quickstart: one word too many"),
+        ("--resume runs/x --fast-dev-run", "a run to be resumed has its own settings"),
+        ("quickstart --json --dry-run", "error: --json prints the numbers of a run"),
+        ("quickstart runs=/proc/nowhere", "error: runs=/proc/nowhere: No such file or directory; name a folder"),
+        ("quickstart runs=/etc/passwd", "error: runs=/etc/passwd: Not a directory; name a folder"),
+    ],
+)
+def test_words_that_do_not_go_together(command: Command, words: str, says: str) -> None:
+    assert says in command(train, *words.split()).error
+
+
 def test_the_settings_of_a_run_can_be_printed_and_tried_without_a_step(command: Command, tmp_path: Path) -> None:
     words = exact_gpt2_words(tmp_path, "method=nado")
     assert "vocab_size: 5" in command(train, "exact_world", *words, "--print-config").out
@@ -134,6 +150,12 @@ def test_generate_from_file_to_file(finished: tuple[Result, Path], command: Comm
         (["RUN", "--alpha", "-1", "--prompt", "1"], "--alpha"),
         (["RUN", "--prompt", "1", "--input", "x"], "not both"),
         (["RUN", "--input", "nowhere.jsonl"], "no such file"),
+        (["RUN", "--input", "/tmp"], "is a folder"),
+        (["RUN", "--input", sys.executable], "not UTF-8 at byte"),
+        (["RUN", "--prompt", "1", "--output", "/nowhere/x"], "name a file in a folder that exists"),
+        (["RUN", "--prompt", "1", "--output", "/tmp"], "name a file in a folder that exists"),
+        (["RUN", "--prompt", "1", "--mode", "greedy", "--num", "2"], "--mode greedy has one text"),
+        (["RUN", "--prompt", "1", "--beams", "2"], "--mode sample has none"),
         (["RUN"], "no prompt"),
         (["RUN", "method=nado"], "takes no settings"),
         (["no/such/run", "--prompt", "1"], "no run at"),
@@ -166,6 +188,36 @@ def test_evaluate_with_other_settings_and_without_training(
     base = command(evaluate, "base", "exact_world", *exact_gpt2_words(tmp_path), "--json").json
     assert base["val/kl_to_optimum"] == pytest.approx(trained.json["base/kl_to_optimum"])
     assert "experiment" in command(evaluate, "base").error and "name a run" in command(evaluate).error
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["task.required=[]"], "accept a share of 1 of all texts"),
+        (["method=dinado_merge", "lora.targets=nosuch"], "lora.targets=nosuch: Target modules"),
+    ],
+)
+def test_what_only_the_model_can_tell(command: Command, tmp_path: Path, words: list[str], says: str) -> None:
+    result = command(train, "exact_world", *exact_gpt2_words(tmp_path, *words))
+    assert result.code == 2 and says in result.err.splitlines()[-1], result.err
+
+
+def test_a_mode_that_wandb_does_not_have(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("WANDB_MODE", "foo")
+    result = command(train, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
+    assert result.code == 2 and "WANDB_MODE=foo: choose one of" in result.err.splitlines()[-1]
+
+
+def test_the_record_follows_a_run_that_goes_on_with_other_settings(command: Command, tmp_path: Path) -> None:
+    words = exact_gpt2_words(tmp_path, "method=nado", "eval.best_of=0")
+    run = Path(command(train, "exact_world", *words, "--json").json["run_dir"])
+    before = (run / "config.yaml").read_text()
+    refused = command(train, "--resume", str(run), "rollouts.seed=5", "optim.steps=8")
+    assert refused.code == 2 and "the checkpoint was made with rollouts=" in refused.err.splitlines()[-1]
+    assert (run / "config.yaml").read_text() == before
+    assert command(train, "--resume", str(run), "optim.steps=8").code == 0
+    assert "steps: 8" in (run / "config.yaml").read_text()
+    assert (run / "overrides.txt").read_text().endswith("optim.steps=8\n")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 nonsense"])

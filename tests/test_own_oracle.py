@@ -113,7 +113,10 @@ def test_an_oracle_that_fails_names_prompt_and_text(
     assert status(run).startswith("failed")
 
 
-def test_interrupted_sampling_keeps_its_blocks(own: Path, own_words: list[str], tmp_path: Path) -> None:
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+def test_interrupted_sampling_keeps_its_blocks(
+    own: Path, own_words: list[str], tmp_path: Path, stop: signal.Signals
+) -> None:
     words = [*own_words, "oracle.function=own_oracles:slow", f"data.cache={tmp_path}/cache", "rollouts.block_size=1"]
     environment = os.environ | {"PYTHONPATH": str(own)}
     command = [sys.executable, str(ROOT / "train.py"), *words]
@@ -125,13 +128,15 @@ def test_interrupted_sampling_keeps_its_blocks(own: Path, own_words: list[str], 
             assert time.monotonic() < deadline
             time.sleep(0.1)
         written = {block: block.stat().st_mtime_ns for block in blocks}
-        running.send_signal(signal.SIGINT)
+        running.send_signal(stop)
         _, err = running.communicate(timeout=200)
     finally:
         running.kill()
     (run,) = tmp_path.glob("runs/*/*")
     assert running.returncode == 130 and "Traceback" not in err, err
     assert status(run) == "interrupted" and f"python train.py --resume {run}" in err
+    if stop is signal.SIGTERM:  # from here on the two are the same
+        return
     again = process("train.py", "--resume", str(run), "--json", PYTHONPATH=str(own))
     assert again.code == 0 and status(run) == "finished", again.err
     assert {block: block.stat().st_mtime_ns for block in written} == written
@@ -145,6 +150,7 @@ def test_interrupted_sampling_keeps_its_blocks(own: Path, own_words: list[str], 
         ("task.path=PROMPTS/broken.jsonl", "broken.jsonl line 2 is not JSON"),
         ("task.path=PROMPTS/blank.jsonl", "must be a text that is not blank"),
         ("base.name=PROMPTS/no_model", "no_model"),
+        ("trainer.accelerator=gpu", "trainer.accelerator=gpu: there is none that torch can use"),
         ("oracle.function=own_oracles:missing", "missing"),
     ],
 )

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -114,7 +115,7 @@ def test_metrics(create):
     folder.append_metrics({"step": 1, "train/loss": math.nan})
     folder.append_metrics({"step": 2, "train/loss": 0.5})
     with (folder.path / "metrics.jsonl").open("a") as file:
-        file.write('{"step": 3, "train/l')  # killed in the middle of a line
+        file.write('3\n\x00\n{"step": 3, "train/l')  # killed in the middle of a line
     folder.append_metrics({"step": 4, "train/loss": 0.25})
     assert [record["step"] for record in folder.metrics()] == [1, 2, 4]
     assert folder.metrics()[0]["train/loss"] is None
@@ -209,6 +210,13 @@ def test_a_process_that_reuses_the_number_is_not_the_run(create):
     assert status(folder.path) == "killed"
     (folder.path / "STATUS").write_text(f"{state}\n{json.dumps(json.loads(owner) | {'host': 'other', 'pid': 1})}\n")
     assert status(folder.path) == "running"  # nothing is known about other machines
+
+
+@pytest.mark.parametrize("content", [b"running\n\xff\xfe", b"running\n3", b'running\n{"host": "HOST", "pid": "abc"}'])
+def test_status_that_somebody_has_written_into(create, content):
+    folder = create()
+    (folder.path / "STATUS").write_bytes(content.replace(b"HOST", socket.gethostname().encode()))
+    assert status(folder.path) in ("running", "killed")
 
 
 def test_status_without_a_file(tmp_path):

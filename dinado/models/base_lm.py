@@ -97,12 +97,13 @@ class BaseLM(nn.Module):
         **kwargs: Any,
     ) -> BaseLM:
         """Load a Hugging Face causal model by hub name or path; see the class for the keyword arguments."""
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
         try:
             tokenizer = AutoTokenizer.from_pretrained(path_or_name, revision=revision)
             model = AutoModelForCausalLM.from_pretrained(path_or_name, revision=revision, dtype=getattr(torch, dtype))
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, SafetensorError) as error:
             reason = str(error).strip().split("\n")[0]
             raise DataError(
                 f"base.name={path_or_name}: cannot be loaded ({reason}); give a folder or a hub name, or use "

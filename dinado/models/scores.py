@@ -211,7 +211,10 @@ def add_lora(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str
     from peft import LoraConfig, inject_adapter_in_model
 
     config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
-    inject_adapter_in_model(config, base.model)
+    try:
+        inject_adapter_in_model(config, base.model)
+    except ValueError as error:
+        raise UserError(f"lora.targets={targets}: {str(error).splitlines()[0]}") from None
     out = base.model.get_output_embeddings()
     if hasattr(out, "active_adapters"):
         # Folding them in would change the input embeddings too, and dropout before them would not be applied.
