@@ -212,11 +212,19 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         "targets.positives_share": method == "sft" and "method=sft sees accepted rollouts only",
         "optim.norm_steps": (not soft or (method == "dinado_merge" and trained == "network"))
         and "it belongs to dinado_soft, and to dinado_merge where it adapts the base",
+        "optim.norm_lr": not (soft or rooted) and "there is no norm head",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
     }
     if config.task.name in EXACT_TASKS:
         own = f"task.name={config.task.name} brings its own base"
-        unread |= dict.fromkeys(("base.name", "base.revision", "base.chat_template", "base.system_prompt"), own)
+        unread |= dict.fromkeys(
+            ("base.name", "base.run", "base.revision", "base.chat_template", "base.system_prompt", "base.dtype"), own
+        )
+    elif config.base.run is not None:
+        own = "base.run brings its own"
+        unread |= dict.fromkeys(("base.revision", "base.chat_template", "base.system_prompt", "base.dtype"), own)
+        if config.base.temperature == 1.0:
+            unread["base.temperature"] = "at 1 the temperature of base.run stays; any other value replaces it"
     for prefix, reason in unread.items():
         for key in _typed(loaded, prefix) if reason else ():
             yield f"{_said(loaded, key)}: ignored, {reason}"

@@ -202,6 +202,7 @@ def test_empty_files_and_sections_set_nothing(write):
 def test_override_values(override, value):
     key = re.split("=", override.removeprefix("--"))[0].replace("-", "_")
     needs = ["task.name=commongen"] if key.startswith("task.") else []
+    needs += ["method=dinado_soft"] if key == "optim.norm_lr" else []
     loaded = loader.load("quickstart", [*needs, override])
     found = schema.get(loaded.config, key)
     assert found == value and type(found) is type(value)

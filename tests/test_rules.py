@@ -93,6 +93,10 @@ INVALID = [
     (PLAIN, "objective.lookahead=1 targets.candidates=0", "must be above 0"),
     ("exact_world", "base.name=gpt2", "task.name=exact_world brings its own base"),
     (PLAIN, "base.name=gpt2 base.run=runs/a/b", "ignored, base.run replaces it"),
+    (PLAIN, "base.run=runs/a/b base.dtype=bfloat16", "base.dtype=bfloat16: ignored, base.run brings its own"),
+    (PLAIN, "base.run=runs/a/b base.temperature=1.0", "base.temperature=1.0: ignored, at 1 the temperature"),
+    ("exact_world", "base.run=runs/a/b", "base.run=runs/a/b: ignored, task.name=exact_world brings its own base"),
+    (PLAIN, "method=nado optim.norm_lr=1e-3", "optim.norm_lr=0.001: ignored, there is no norm head"),
     # parameters
     (PLAIN, "method=nado parameters=lora", "parameters=lora: nado; use network or auto"),
     (PLAIN, "method=dinado_soft parameters=full", "use network or auto"),
