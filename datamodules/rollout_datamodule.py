@@ -109,13 +109,10 @@ class RolloutDataModule(LightningDataModule):
 
         Raises:
             StoreError: a store is not complete.
-            DataError: too few rows to fill an optimiser step, or no held-out rollout at all.
+            DataError: too few rows to fill an optimiser step.
         """
         config = self.config
-        val = val_store(config, self._base, self.task).read()
-        if not len(val):
-            raise DataError("every held-out rollout was cut off and left out; raise rollouts.max_new_tokens")
-        self.val_rows = rows_of_rollouts(val, importance=False)
+        self.val_rows = rows_of_rollouts(val_store(config, self._base, self.task).read(), importance=False)
         if stage not in (None, "fit"):
             return
         self.steps_done = 0
@@ -193,7 +190,7 @@ class RolloutDataModule(LightningDataModule):
         rollouts = store.read()
         rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
         if not len(rows):
-            return rows
+            raise DataError("every rollout was cut off and left out; raise rollouts.max_new_tokens")
         self.summary = store_summary(rollouts, weight_summary(rows))
         if looks_ahead(config):
             rows, found = with_lookahead(rows, rollouts, config, self._base.eos_ids)

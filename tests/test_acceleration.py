@@ -105,7 +105,7 @@ def test_compiled_layers_give_the_same_numbers() -> None:
 
 @pytest.mark.parametrize("method", ["dinado_soft", "dinado_merge"])
 def test_mixed_precision_trains_about_the_same(tmp_path: Path, method: str) -> None:
-    words = [f"method={method}", "optim.steps=60", "optim.lr=1e-2", "rollouts.per_prompt=400"]
+    words = [f"method={method}", "optim.steps=60", "optim.lr=3e-3", "rollouts.per_prompt=400"]
     full = outcome(tmp_path, "exact_gpt2", *words)
     mixed = outcome(tmp_path, "exact_gpt2", *words, "trainer.precision=bf16-mixed")
     assert mixed["val/gap_closed"] == pytest.approx(full["val/gap_closed"], abs=0.1)

@@ -37,9 +37,10 @@ def fit_ce(run: Path) -> list[float]:
 
 
 def test_two_processes_and_micro_batches_fit_the_same_norm(tmp_path: Path) -> None:
+    """For a few steps: Adam makes much of a gradient that is 0 up to rounding."""
     found = {}
     for name, words in {"one": [], "two": ["trainer.devices=2"], "micro": ["optim.micro_batch=4"]}.items():
-        given = exact_gpt2_words(tmp_path, *NORM_FIRST, "optim.norm_steps=8", f"runs={tmp_path / name}", *words)
+        given = exact_gpt2_words(tmp_path, *NORM_FIRST, "optim.norm_steps=3", f"runs={tmp_path / name}", *words)
         result = process("train.py", "exact_world", *given, "--json")
         assert result.code == 0, result.err
         (found[name],) = fit_ce(ROOT / result.json["run_dir"])
