@@ -168,7 +168,7 @@ def test_fitting_the_norm_moves_the_norm_alone(tmp_path: Path) -> None:
     ce = fit_norm(method, iter(batches))
     moved = {name for name, p in method.named_parameters() if not torch.equal(p, before[name])}
     assert moved and all(name.startswith("norm_head.") for name in moved)
-    # A norm that knew the success rate alone, of the very tokens that the number is about, would be left with its entropy.
+    # A norm that knew the success rate of these tokens alone would be left with its entropy.
     tokens_B = torch.cat([batch.response_mask_BT.sum(1) for batch in batches[-15:]])
     rate = float((torch.cat([batch.score_B for batch in batches[-15:]]) * tokens_B).sum() / tokens_B.sum())
     assert ce < 0.95 * -(rate * math.log(rate) + (1 - rate) * math.log(1 - rate))
