@@ -171,7 +171,9 @@ def _console(quiet: bool) -> Console:
 
 
 def _show(console: Console, config: Config, report: Report, task: str) -> None:
-    print_table(console, report.rows, f"{task}: held-out prompts, 95 % intervals over prompts")
+    error = report.rows[config.method].get("val/kl_to_optimum_se")
+    exact = "" if error is None else f"; standard error of the method's KL(q*||q): {error:.2g}"
+    print_table(console, report.rows, f"{task}: held-out prompts, 95 % intervals over prompts{exact}")
     if config.eval.show and any(report.after.texts):
         print_samples(console, report.before, report.after, config.eval.show, config.method)
 

@@ -202,6 +202,11 @@ def test_what_only_the_model_can_tell(command: Command, tmp_path: Path, words: l
     assert result.code == 2 and says in result.err.splitlines()[-1], result.err
 
 
+def test_the_table_of_an_exact_world_says_how_exact_it_is(command: Command, tmp_path: Path) -> None:
+    result = command(train, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
+    assert result.code == 0 and "standard error of the method's KL(q*||q): 0" in " ".join(result.out.split())
+
+
 def test_a_mode_that_wandb_does_not_have(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_MODE", "foo")
     result = command(train, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
