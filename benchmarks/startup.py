@@ -1,4 +1,4 @@
-"""Seconds until the first optimiser step of a run whose rollouts are stored, and until ``--help`` has answered.
+"""Seconds until training begins in a run whose rollouts are stored, until its first step, until ``--help`` has answered.
 
     python benchmarks/startup.py                                   the demo
     python benchmarks/startup.py commongen_smollm2 method=nado     any experiment and settings
@@ -34,34 +34,45 @@ def main() -> int:
     arguments = options.parse_args()
     words = [arguments.experiment, *arguments.settings]
     os.environ["OMP_NUM_THREADS"] = str(arguments.threads)
-    until_first_step(words)
-    seconds = timing.alternate({"first step": lambda: until_first_step(words), "--help": answer}, arguments.repeats)
-    numbers = {f"{name.strip('-').replace(' ', '_')}_s": statistics.median(took) for name, took in seconds.items()}
-    timing.show([{"until": name, "seconds": statistics.median(took)} for name, took in seconds.items()])
+    start(words)
+    measured = [start(words) | answer() for _ in range(arguments.repeats)]
+    seconds = {name: statistics.median(turn[name] for turn in measured) for name in measured[0]}
+    timing.show([{"until": name, "seconds": value} for name, value in seconds.items()])
+    numbers = {f"{name.strip('-').replace(' ', '_')}_s": value for name, value in seconds.items()}
     return timing.finish(numbers, arguments.json)
 
 
-def until_first_step(words: list[str]) -> None:
-    """Starts a run and stops it after its first step.
+def start(words: list[str]) -> dict[str, float]:
+    """Starts a run and stops it after its first step; seconds until it says that it trains, and until that step.
 
     Raises:
         SystemExit: it ended before, with what it said.
     """
     with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryFile("w+") as said:
         command = [*TRAIN, *words, f"runs={runs}", "trainer.log_every=1", "trainer.progress=false"]
+        found: dict[str, float] = {}
+        started = time.perf_counter()
         process = subprocess.Popen(command, cwd=ROOT, stdout=said, stderr=subprocess.STDOUT)
-        while not any('"train/loss"' in file.read_text() for file in Path(runs).glob("*/*/metrics.jsonl")):
+        while "first step" not in found:
             if process.poll() is not None:
                 said.seek(0)
                 raise SystemExit(f"{' '.join(command)} ended before its first step:\n{said.read()}")
             time.sleep(0.02)
+            now = time.perf_counter() - started
+            if "training" not in found and "parameters for" in os.pread(said.fileno(), 100_000, 0).decode():
+                found["training"] = now
+            if any('"train/loss"' in file.read_text() for file in Path(runs).glob("*/*/metrics.jsonl")):
+                found["first step"] = now
         process.send_signal(signal.SIGKILL)
         process.wait()
+    return found
 
 
-def answer() -> None:
-    """The help of the main script."""
+def answer() -> dict[str, float]:
+    """Seconds of the help of the main script."""
+    started = time.perf_counter()
     subprocess.run([*TRAIN, "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
+    return {"--help": time.perf_counter() - started}
 
 
 if __name__ == "__main__":

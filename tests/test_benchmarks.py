@@ -63,8 +63,8 @@ def test_sampling_and_decoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
 
 def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = numbers_of(startup, monkeypatch, capsys, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
-    assert found.keys() == {"first_step_s", "help_s"}
-    assert found["help_s"] < found["first_step_s"]
+    assert found.keys() == {"training_s", "first_step_s", "help_s"}
+    assert found["help_s"] < found["training_s"] < found["first_step_s"]
     with pytest.raises(SystemExit, match=r"ended before its first step:\nerror: command line: optim.stepz"):
         numbers_of(startup, monkeypatch, capsys, "exact_world", "optim.stepz=1")
 

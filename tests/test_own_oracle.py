@@ -20,6 +20,7 @@ from dinado.models.markov import build_word_tokenizer
 from experiments.run_folder import status
 
 ORACLES = """
+import os
 import time
 
 calls = []
@@ -32,7 +33,7 @@ def nan(prompts, texts):
     return [float("nan")] * len(texts)
 
 def slow(prompts, texts):
-    time.sleep(0.5)
+    time.sleep(float(os.environ.get("SECONDS_A_CALL", 0)))
     return has_two(prompts, texts)
 
 def breaks(prompts, texts):
@@ -118,7 +119,7 @@ def test_interrupted_sampling_keeps_its_blocks(
     own: Path, own_words: list[str], tmp_path: Path, stop: signal.Signals
 ) -> None:
     words = [*own_words, "oracle.function=own_oracles:slow", f"data.cache={tmp_path}/cache", "rollouts.block_size=1"]
-    environment = os.environ | {"PYTHONPATH": str(own)}
+    environment = os.environ | {"PYTHONPATH": str(own), "SECONDS_A_CALL": "0.5"}
     command = [sys.executable, str(ROOT / "train.py"), *words]
     running = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=environment)
     try:
