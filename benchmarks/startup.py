@@ -1,4 +1,4 @@
-"""Seconds until training begins in a run whose rollouts are stored, until its first step, until ``--help`` has answered.
+"""Seconds until training begins in a run whose rollouts are stored, until its first step, until ``--help`` answers.
 
     python benchmarks/startup.py                                   the demo
     python benchmarks/startup.py commongen_smollm2 method=nado     any experiment and settings
