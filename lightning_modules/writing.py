@@ -53,7 +53,7 @@ def write_texts(
     seed: int,
 ) -> list[dict[str, Any]]:
     """Decode every prompt ``num`` times; texts go to stdout, or as JSON lines to ``output``."""
-    if (output and not Path(output).absolute().parent.is_dir()) or (output and Path(output).is_dir()):
+    if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise DataError(f"--output {output}: name a file in a folder that exists")
     method = restore_method(run)
     model = method.controlled(alpha)

@@ -29,22 +29,23 @@ RESPONSES = ([1, 4, 0], [5, 5, 2, 3, 1, 0], [0], [2, 1])
 PROMPT_OF = (0, 1, 2, 1)
 
 
+SMALL = {
+    "hidden_size": 32,
+    "intermediate_size": 48,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "max_position_embeddings": 64,
+    "initializer_range": 0.3,
+    "bos_token_id": 0,
+    "eos_token_id": 0,
+    "pad_token_id": 0,
+}
+"""Two layers whose weights are wide enough to be far from uniform."""
+
+
 def tiny_llama(vocab_size: int = 50, seed: int = 0, **settings: object) -> LlamaForCausalLM:
-    """A random two-layer Llama with grouped heads, wide enough weights to be far from uniform."""
-    config = LlamaConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-        **settings,  # type: ignore[arg-type]
-    )
+    """A random two-layer Llama with grouped heads."""
+    config = LlamaConfig(vocab_size=vocab_size, num_key_value_heads=2, **SMALL, **settings)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()
@@ -52,19 +53,7 @@ def tiny_llama(vocab_size: int = 50, seed: int = 0, **settings: object) -> Llama
 
 def tiny_phi(vocab_size: int, seed: int) -> PhiForCausalLM:
     """A random two-layer Phi: its output layer has a bias."""
-    config = PhiConfig(
-        vocab_size=vocab_size,
-        hidden_size=32,
-        intermediate_size=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        max_position_embeddings=64,
-        initializer_range=0.3,
-        resid_pdrop=0.0,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
+    config = PhiConfig(vocab_size=vocab_size, resid_pdrop=0.0, **SMALL)  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = PhiForCausalLM(config).eval()

@@ -23,6 +23,7 @@ import evaluate
 import generate
 import train
 from experiments.run_folder import RunFolder, status
+from lightning_modules import writing
 
 # Before any model is loaded
 
@@ -108,6 +109,18 @@ def test_generate_reads_stdin_in_a_process(finished: tuple[Result, Path]) -> Non
     assert result.code == 0, result.err
     lines = result.out.split("\n")[:-1]
     assert len(lines) == 2 and all(set(line.split()) <= set("1234") for line in lines)
+
+
+def test_texts_do_not_depend_on_how_many_prompts_are_decoded_at_once(
+    finished: tuple[Result, Path], command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = tmp_path / "prompts.jsonl"
+    source.write_text('{"prompt": "3 1"}\n' * 5)
+    words = [str(finished[1]), "--input", str(source), "--num", "2"]
+    together = command(generate, *words).out
+    monkeypatch.setattr(writing, "BATCH", 2)
+    assert command(generate, *words).out == together
+    assert len(set(together.splitlines())) > 2, "every prompt has streams of its own"
 
 
 @pytest.mark.parametrize(

@@ -16,6 +16,7 @@ import pytest
 from store_case import PROMPTS, Contains, content, make_spec, make_store, rows
 
 from dinado.errors import DataError, StoreError
+from dinado.evaluation.samples import sample_and_judge
 from dinado.models.base_lm import BaseLM
 from dinado.models.markov import build_markov
 from dinado.oracles import Oracle
@@ -111,6 +112,12 @@ def test_texts_do_not_depend_on_the_size_of_a_block(cache: Path, base: BaseLM, s
     for store in stores:
         collect(base, Contains(), store)
     assert rows(stores[0].read()) == rows(stores[1].read())
+
+
+def test_evaluation_does_not_depend_on_how_many_prompts_it_takes_at_once(base: BaseLM) -> None:
+    settings = dict(per_prompt=3, max_new_tokens=6, truncated="fail", seed=0)
+    found = [sample_and_judge(base.model, base, Contains(), PROMPTS, block=block, **settings) for block in (2, 16)]
+    assert found[0].texts == found[1].texts and len(set(found[0].texts)) > 5
 
 
 class Stop(BaseException):

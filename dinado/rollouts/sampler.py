@@ -125,8 +125,8 @@ def sample(
     """Draw K responses of at most T tokens to each prompt.
 
     A row depends on its prompt and its uniform numbers alone, whatever else is in the batch and whenever that ends, as
-    far as the model's own arithmetic does: matrix products round differently in batches of another size, and once in
-    many thousand tokens a uniform number lies so close to the border of two of them that it falls to the other side.
+    far as the model's own arithmetic does: matrix products round differently in batches of another size, and a uniform
+    number that close to the border of two tokens falls to the other side.
 
     Args:
         ids_PS, mask_PS: left-padded prompts.
