@@ -45,12 +45,26 @@ class MetricsFile(Logger):
 WANDB_MODES = ("off", "disabled", "offline", "online", "shared")
 
 
-def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
-    """The loggers of a run. WANDB_MODE in the environment wins over ``logging.wandb``."""
-    loggers: list[Logger] = [MetricsFile(folder)]
+def wandb_mode(config: Config) -> str:
+    """What W&B is asked to do; WANDB_MODE in the environment wins over ``logging.wandb``.
+
+    Raises:
+        ConfigError: it knows no such mode.
+    """
     mode = os.environ.get("WANDB_MODE", config.logging.wandb)
     if mode not in WANDB_MODES:
         raise ConfigError(f"WANDB_MODE={mode}: choose one of {', '.join(WANDB_MODES)}")
+    return mode
+
+
+def build_loggers(config: Config, folder: RunFolder) -> list[Logger]:
+    """The loggers of a run.
+
+    Raises:
+        ConfigError: W&B has no such mode, or refuses to start.
+    """
+    loggers: list[Logger] = [MetricsFile(folder)]
+    mode = wandb_mode(config)
     if mode not in ("off", "disabled"):
         import wandb
         from lightning.pytorch.loggers import WandbLogger

@@ -30,7 +30,7 @@ from experiments.run_folder import RunFolder, is_writer
 from lightning_modules.build import build_method
 from lightning_modules.callbacks import stopped_by_sigterm
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
-from lightning_modules.loggers import finish
+from lightning_modules.loggers import finish, wandb_mode
 from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
 from lightning_modules.training import build_trainer, check_accelerator, checkpoint_to_resume, count_parameters
 
@@ -55,7 +55,9 @@ def train(
         on_start: called once the settings, and the checkpoint if there is one, have proved to fit.
     """
     console = _console(quiet)
+    # What would otherwise be found out after the sampling.
     check_accelerator(config)
+    wandb_mode(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     base, task = build_base(config), build_task(config)
     world = build_world(config, base)

@@ -60,7 +60,7 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
 
 
 def check_accelerator(config: Config) -> None:
-    """Before anything is sampled.
+    """Whether this machine has what ``trainer.accelerator`` asks for.
 
     Raises:
         ConfigError: this machine has no such accelerator.

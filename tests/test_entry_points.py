@@ -224,6 +224,7 @@ def test_a_mode_that_wandb_does_not_have(command: Command, tmp_path: Path, monke
     monkeypatch.setenv("WANDB_MODE", "foo")
     result = command(train, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
     assert result.code == 2 and "WANDB_MODE=foo: choose one of" in result.err.splitlines()[-1]
+    assert not (tmp_path / "cache").exists(), "nothing has been sampled for it"
 
 
 def test_the_record_follows_a_run_that_goes_on_with_other_settings(command: Command, tmp_path: Path) -> None:
