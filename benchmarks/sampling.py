@@ -5,15 +5,16 @@
     python benchmarks/sampling.py --scaling            cost against K, new tokens and prompt length
 
 The other side samples a prompt at a time from the same distribution, and scores its tokens afterwards with one more
-pass, since rollouts need their log-probabilities; ours records them on the way. The share of the limit is the time of
-the matrix products alone, at the rate of a product of these shapes measured in the same turns, over that of sampling.
+pass, since rollouts need their log-probabilities; ours records them on the way. Two more lines say what the base's
+hidden states cost, kept on the way or read in a pass afterwards. The share of the limit is the time of the matrix
+products alone, at the rate of a product of these shapes measured in the same turns, over that of sampling.
 """
 
 from __future__ import annotations
 
 import statistics
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
@@ -22,10 +23,13 @@ import torch
 
 from benchmarks import timing
 from benchmarks.case import add_base, chosen_base
+from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
+DEPTHS = (0.0, 0.5, 1.0)
+"""Of the hidden states that are kept: embeddings, middle, last."""
 
 
 def main() -> int:
@@ -49,6 +53,8 @@ def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
         {
             "generate": lambda: plain(base, ids_PS, K, NEW_TOKENS),
             "ours": ours(base, ids_PS, K, NEW_TOKENS),
+            "ours, keeping states": ours(base, ids_PS, K, NEW_TOKENS, [base.layer(depth) for depth in DEPTHS]),
+            "states afterwards": states_afterwards(base, ids_PS, K, NEW_TOKENS),
             "gemm": timing.gemm_seconds(rows, base.hidden_size, base.vocab_size),
         },
         repeats,
@@ -67,21 +73,39 @@ def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
                 "rollouts/s": rows / statistics.median(seconds[name]),
                 "tokens/s": rows * NEW_TOKENS / statistics.median(seconds[name]),
             }
-            for name in ("generate", "ours")
+            for name in seconds
+            if name != "gemm"
         ]
     )
-    return timing.finish({"sampling_speedup": speedup, "sampling_limit_share": share}, as_json)
+    numbers = {
+        "sampling_speedup": speedup,
+        "sampling_limit_share": share,
+        "states_on_the_way": timing.ratio(seconds["ours, keeping states"], seconds["ours"]) - 1,
+        "states_afterwards": timing.ratio(seconds["states afterwards"], seconds["ours"]),
+    }
+    return timing.finish(numbers, as_json)
 
 
-def ours(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -> Callable[[], object]:
-    """All prompts at once; no token ends a response."""
-    decoder = Decoder(base.model, base.temperature)
+def ours(
+    base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int, layers: Sequence[int] = ()
+) -> Callable[[], object]:
+    """All prompts at once; no token ends a response. States of some layers are kept."""
+    decoder = Decoder(base.model, base.temperature, layers)
 
     def run() -> object:
         uniform_NT = uniforms(range(len(ids_PS)), per_prompt, new_tokens, "benchmark")
         return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), uniform_NT)
 
     return run
+
+
+def states_afterwards(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -> Callable[[], object]:
+    """One pass over finished texts, every prompt read once."""
+    rows = len(ids_PS) * per_prompt
+    tokens = torch.randint(3, base.vocab_size, (rows, new_tokens), generator=torch.Generator().manual_seed(3))
+    prompt_of = torch.arange(len(ids_PS)).repeat_interleave(per_prompt).tolist()
+    batch = RolloutBatch.unjudged(ids_PS, torch.ones_like(ids_PS), prompt_of, tokens.tolist())
+    return lambda: base.states(batch, DEPTHS)
 
 
 @torch.no_grad()

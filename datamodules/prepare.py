@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING
 
 from rich.progress import track
 
-from datamodules.states import state_store
+from datamodules.states import state_store, states_while_sampling
 from datamodules.stores import stores_of_run, train_store, uses_rollouts, val_store
 from datamodules.tasks import Task
 from dinado.models.base_lm import BaseLM
 from dinado.rollouts.collect import collect, progress_bar
-from dinado.rollouts.states import record_states
+from dinado.rollouts.states import StateStore, record_states
+from dinado.rollouts.store import RolloutStore
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -25,7 +26,8 @@ log = logging.getLogger(__name__)
 def prepare_rollouts(config: Config, base: BaseLM, task: Task, *, train: bool = True) -> float:
     """Sample what is missing, this process its share of the blocks; returns rollouts a second, 0 if nothing was.
 
-    Blocks are shared out by the launcher's RANK and WORLD_SIZE, so every process of a job helps.
+    Hidden states that training will read are kept on the way. Blocks are shared out by the launcher's RANK and
+    WORLD_SIZE, so every process of a job helps.
 
     Args:
         train: whether the rollouts that are trained on are needed, or the held-out ones alone.
@@ -33,16 +35,19 @@ def prepare_rollouts(config: Config, base: BaseLM, task: Task, *, train: bool = 
     rank, world_size = _place()
     done, seconds = 0, 0.0
     for store in stores_of_run(config, base, task) if train else [val_store(config, base, task)]:
+        states = _states_on_the_way(config, base, store)
         shown = config.trainer.progress and rank == 0 and not store.is_complete()
         with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
-            progress = collect(base, task.oracle, store, rank=rank, world_size=world_size, on_progress=update)
+            progress = collect(
+                base, task.oracle, store, rank=rank, world_size=world_size, on_progress=update, states=states
+            )
         store.wait()
         done, seconds = done + progress.done, seconds + progress.seconds
     return done / seconds if seconds else 0.0
 
 
 def prepare_states(config: Config, base: BaseLM, task: Task) -> None:
-    """Record the base's hidden states along the training rollouts, where training is to read them from disk."""
+    """Record the hidden states that are still missing: of texts that were there, or too long for the limit at first."""
     rank, world_size = _place()
     states = state_store(config, base, train_store(config, base, task)) if uses_rollouts(config) else None
     if states is None or not (missing := states.missing_blocks()):
@@ -54,6 +59,17 @@ def prepare_states(config: Config, base: BaseLM, task: Task) -> None:
     for block in track(mine, "hidden states", transient=True, disable=not shown):
         record_states(base, states, block)
     states.wait()
+
+
+def _states_on_the_way(config: Config, base: BaseLM, store: RolloutStore) -> StateStore | None:
+    """Where to keep states while sampling; held-out rollouts are read too seldom for that."""
+    if store.spec.split != "train" or store.is_complete():
+        return None
+    states = states_while_sampling(config, base, store)
+    if states is not None and _place()[0] == 0:
+        size = states.most_bytes(base) / 1e6
+        log.info("keeping the base's hidden states on the way: %.0f MB at most, in %s", size, states.folder)
+    return states
 
 
 def _place() -> tuple[int, int]:

@@ -32,30 +32,54 @@ def state_store(config: Config, base: BaseLM, store: RolloutStore) -> StateStore
     Raises:
         ConfigError: they were asked for and do not fit.
     """
-    depths, kept = depths_read(config), config.data.states
-    if not depths or kept == "off" or not uses_rollouts(config):
+    states = _possible(config, base, store)
+    if states is None:
         return None
-    if kept == "auto" and not _pays(config, base, store):
-        return None
-    layers = sorted({base.layer(depth) for depth in depths})
-    states = StateStore(store, layers, base.hidden_size, "float32" if kept == "auto" else kept)
+    automatic = config.data.states == "auto"
+    if automatic:
+        rollouts = store.read()
+        if not _pays(config, base, len(rollouts), float(rollouts.length_N.mean())):
+            return None
     gigabytes = states.num_bytes(base) / 1e9
     if gigabytes <= config.data.states_limit_gb:
         return states
     excess = f"hidden states of {gigabytes:.1f} GB are over data.states_limit_gb={config.data.states_limit_gb:g}"
-    if kept == "auto":
+    if automatic:
         log.info("%s; the base runs at every step instead", excess)
         return None
-    raise ConfigError(f"data.states={kept}: {excess}; raise it, or set data.states=off")
+    raise ConfigError(f"data.states={config.data.states}: {excess}; raise it, or set data.states=off")
 
 
-def _pays(config: Config, base: BaseLM, store: RolloutStore) -> bool:
+def states_while_sampling(config: Config, base: BaseLM, store: RolloutStore) -> StateStore | None:
+    """Where to keep states while the texts are still being sampled.
+
+    None unless it is certain, whatever the texts, that :func:`state_store` will want them.
+    """
+    states = _possible(config, base, store)
+    if states is None or states.most_bytes(base) > 1e9 * config.data.states_limit_gb:
+        return None
+    spec = store.spec
+    rollouts = len(spec.prompts) * spec.per_prompt
+    certain = config.data.states != "auto" or _pays(config, base, rollouts, spec.max_new_tokens)
+    return states if certain else None
+
+
+def _possible(config: Config, base: BaseLM, store: RolloutStore) -> StateStore | None:
+    """Where they would be kept, if this run reads any and does not refuse them."""
+    depths, kept = depths_read(config), config.data.states
+    if not depths or kept == "off" or not uses_rollouts(config):
+        return None
+    layers = sorted({base.layer(depth) for depth in depths})
+    return StateStore(store, layers, base.hidden_size, "float32" if kept == "auto" else kept)
+
+
+def _pays(config: Config, base: BaseLM, num_rollouts: int, mean_length: float) -> bool:
     """Whether recording is less work than running the base at every step."""
     if sum(p.numel() for p in base.model.parameters()) < WORTH_PARAMETERS:
         return False
-    rollouts, optim = store.read(), config.optim
-    in_a_step = optim.batch_size if optim.batch_tokens is None else optim.batch_tokens / rollouts.length_N.mean()
-    return (optim.steps + optim.norm_steps) * in_a_step >= WORTH_READS * len(rollouts)
+    optim = config.optim
+    in_a_step = optim.batch_size if optim.batch_tokens is None else optim.batch_tokens / mean_length
+    return (optim.steps + optim.norm_steps) * in_a_step >= WORTH_READS * num_rollouts
 
 
 def with_states(rows: Rows, rollouts: Rollouts, states: StateStore | None) -> Rows:

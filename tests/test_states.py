@@ -15,7 +15,7 @@ from torch import Tensor
 from datamodules import states as states_module
 from datamodules.prepare import prepare_rollouts, prepare_states
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.states import state_store
+from datamodules.states import state_store, states_while_sampling
 from datamodules.stores import train_store
 from dinado.batch import RolloutBatch
 from dinado.errors import ConfigError, StoreError
@@ -113,9 +113,62 @@ def test_recorded_once_and_again_where_damaged(tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr("datamodules.prepare.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
     prepare_states(config, base, task)
     assert len(recorded) == 2
-    assert {file: file.read_bytes() for file in files} == before
+    assert store.read().response(0).dtype == torch.bfloat16
+    assert {file for file in files if file.read_bytes() != before[file]} <= {files[0], files[-1]}
     prepare_states(config, base, task)
     assert len(recorded) == 2
+
+
+@pytest.mark.parametrize("name", ["llama", "gpt2", "phi", "markov"])
+def test_kept_on_the_way_as_in_a_pass_of_their_own(tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, task = base_lm(name, vocab_size=6), words_task()
+    config = settings(tmp_path, "float32", rollouts__max_new_tokens=5)
+    with monkeypatch.context() as forbidden:
+        forbidden.setattr("datamodules.prepare.record_states", None)
+        served(config, base)
+    store = state_store(config, base, train_store(config, base, task))
+    assert store is not None
+    found = store.read()
+    for block in range(store.store.spec.num_blocks):
+        record_states(base, store, block)
+    again, rollouts = store.read(), store.store.read()
+    assert len(set(rollouts.length_N.tolist())) > 2, "rows end at different times"
+    for row, length in enumerate(rollouts.length_N):
+        assert len(found.response(row)) == length - 1
+        torch.testing.assert_close(found.response(row), again.response(row), rtol=1e-5, atol=1e-5)
+    for index in range(len(task.train_prompts)):
+        torch.testing.assert_close(found.prompt(index), again.prompt(index), rtol=1e-5, atol=1e-5)
+
+
+def test_killed_between_states_and_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, task = base_lm("llama", vocab_size=6), words_task()
+    config = settings(tmp_path / "whole", "float32")
+    served(config, base)
+    whole = train_store(config, base, task)
+    config.data.cache = str(tmp_path / "killed")
+    killed = train_store(config, base, task)
+    with monkeypatch.context() as patched:
+        patched.setattr("dinado.rollouts.store.RolloutStore.write_texts", lambda *_: (_ for _ in ()).throw(OSError))
+        with pytest.raises(OSError):
+            prepare_rollouts(config, base, task)
+    assert list(killed.texts_folder.glob("states-*/*.arrow")) and not killed.has_texts(0)
+    prepare_rollouts(config, base, task)
+    for file in whole.texts_folder.rglob("*.arrow"):
+        assert file.read_bytes() == (killed.texts_folder / file.relative_to(whole.texts_folder)).read_bytes()
+
+
+def test_a_limit_that_may_be_passed_is_left_to_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    base, task = base_lm("llama", vocab_size=6), words_task()
+    config = settings(tmp_path, "float32")
+    store = train_store(config, base, task)
+    first = states_while_sampling(config, base, store)
+    assert first is not None
+    config.data.states_limit_gb = (first.most_bytes(base) - 1) / 1e9
+    assert states_while_sampling(config, base, store) is None
+    recorded: list[int] = []
+    monkeypatch.setattr("datamodules.prepare.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
+    served(config, base)
+    assert recorded == list(range(store.spec.num_blocks))
 
 
 def test_states_of_other_texts_are_not_read(tmp_path: Path) -> None:
@@ -131,8 +184,9 @@ def test_states_of_other_texts_are_not_read(tmp_path: Path) -> None:
 
 
 def test_two_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    base, config, task = base_lm("llama", vocab_size=6), settings(tmp_path, "float32"), words_task()
+    base, config, task = base_lm("llama", vocab_size=6), settings(tmp_path, "off"), words_task()
     prepare_rollouts(config, base, task)
+    config.data.states = "float32"
     recorded: list[int] = []
     monkeypatch.setattr("datamodules.prepare.record_states", lambda *a: recorded.append(a[2]))
     monkeypatch.setattr("dinado.rollouts.states.StateStore.wait", lambda self: None)

@@ -17,6 +17,8 @@ import numpy as np
 
 from dinado.rollouts.lookahead import likeliest, look_ahead
 from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.shard import shard_digest
+from dinado.rollouts.states import StateStore
 from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import store_summary
 
@@ -61,12 +63,17 @@ def collect(
     rank: int = 0,
     world_size: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
+    states: StateStore | None = None,
 ) -> Progress:
     """Make the blocks of ``store`` that are missing and belong to this process.
 
     Process ``rank`` of ``world_size`` owns the blocks ``rank, rank + world_size, ...`` and does not wait for the
     others (:meth:`RolloutStore.wait`). Once the store is complete, one line says what is in it. Whatever stops this
     early, an oracle that raises included, blocks that were sampled stay.
+
+    Args:
+        states: where to keep the base's hidden states at what is sampled now; texts that are there already get
+            theirs from :func:`~dinado.rollouts.states.record_states`.
 
     Raises:
         OracleError: from the oracle.
@@ -77,7 +84,7 @@ def collect(
     start = time.monotonic()
     for block in missing:
         if not store.has_texts(block):
-            progress.tokens += _sample_block(base, store, block)
+            progress.tokens += _sample_block(base, store, block, states)
         if not store.has_scores(block):
             _score_block(oracle, store, block)
         if store.candidates:
@@ -91,12 +98,12 @@ def collect(
     return progress
 
 
-def _sample_block(base: BaseLM, store: RolloutStore, block: int) -> int:
+def _sample_block(base: BaseLM, store: RolloutStore, block: int, states: StateStore | None) -> int:
     """Sample and store the texts of a block; returns the number of tokens."""
     spec = store.spec
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
     samples = sample(
-        Decoder(base.model, base.temperature),
+        Decoder(base.model, base.temperature, () if states is None else states.depths),
         ids_PS.to(base.device),
         mask_PS.to(base.device),
         base.eos_ids,
@@ -105,7 +112,11 @@ def _sample_block(base: BaseLM, store: RolloutStore, block: int) -> int:
         ),
         spec.proposal,
     )
-    store.write_texts(block, samples, [base.decode(tokens) for tokens in samples.tokens])
+    table = store.texts_table(block, samples, [base.decode(tokens) for tokens in samples.tokens])
+    if states is not None and samples.states is not None:
+        # Before the texts: killed between the two, both are made again, and to the bit as they would have been.
+        states.write(block, samples.states, shard_digest(table))
+    store.write_texts(block, table)
     return sum(map(len, samples.tokens))
 
 

@@ -7,7 +7,7 @@ batch. Axes: P prompts, S prompt tokens, K responses a prompt, N = P * K rows, V
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -20,6 +20,7 @@ from transformers import DynamicCache
 from dinado.models.shared_prefix import positions_PS
 from dinado.rollouts.cache import make_room
 from dinado.rollouts.proposal import Proposal
+from dinado.rollouts.trace import Trace, TracedStates
 from dinado.seeding import uniform_numbers
 
 COMPACT_BELOW = 0.8
@@ -38,6 +39,7 @@ class Samples:
         log_s: the same under the proposal, after temperature and truncation.
         finished: whether the response ended within the budget.
         prompt_of: index of the prompt.
+        states: hidden states along the way, where the decoder was asked for some.
     """
 
     tokens: list[list[int]] = field(default_factory=list)
@@ -45,6 +47,7 @@ class Samples:
     log_s: list[list[float]] = field(default_factory=list)
     finished: list[bool] = field(default_factory=list)
     prompt_of: list[int] = field(default_factory=list)
+    states: TracedStates | None = None
 
 
 class Decoder:
@@ -53,11 +56,18 @@ class Decoder:
     Args:
         model: a transformers causal LM, a ControlledLM included.
         temperature: divides its logits; for a base, the temperature that is part of p.
+        layers: whose hidden states to hand out, 0 the token embeddings.
+
+    Attributes:
+        states_NLJD: these states at the positions that were read last; only if there are such layers.
     """
 
-    def __init__(self, model: Any, temperature: float = 1.0) -> None:
+    states_NLJD: Tensor
+
+    def __init__(self, model: Any, temperature: float = 1.0, layers: Sequence[int] = ()) -> None:
         self.model = model
         self.temperature = temperature
+        self.layers = tuple(layers)
         accepts = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
 
@@ -95,7 +105,10 @@ class Decoder:
             past_key_values=self._cache,
             use_cache=True,
             **self._last_only,
+            **({"output_hidden_states": True} if self.layers else {}),
         )
+        if self.layers:
+            self.states_NLJD = torch.stack([out.hidden_states[layer] for layer in self.layers], 2)
         logits_NV = out.logits[:, -1].float()
         return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature).log_softmax(1)
 
@@ -153,7 +166,10 @@ def sample(
     )
     alive_N = torch.arange(num_rows, device=device)
     open_N = torch.ones(num_rows, dtype=torch.bool, device=device)
+    trace = Trace() if decoder.layers else None
     log_p_NV = decoder.start(ids_PS, mask_PS, num_samples, max_new_tokens)
+    if trace is not None:
+        trace.begin(decoder.states_NLJD, mask_PS)
     for step in range(max_new_tokens):
         log_s_NV = proposal.log_probs(log_p_NV)
         token_N = inverse_cdf(log_s_NV, uniform_NT[alive_N, step])
@@ -169,6 +185,10 @@ def sample(
             decoder.keep(rows)
             alive_N, token_N, open_N = alive_N[rows], token_N[rows], open_N[rows]
         log_p_NV = decoder.step(token_N)
+        if trace is not None:
+            trace.add(decoder.states_NLJD[open_N, 0], alive_N[open_N])
+    if trace is not None:
+        samples.states = trace.result(num_rows)
     return samples
 
 

@@ -42,16 +42,18 @@ def intact_digest(path: Path) -> str | None:
 _known: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
+def shard_digest(table: pa.Table) -> str:
+    """SHA-256 of the shard that :func:`write_shard` would write."""
+    return hashlib.sha256(_content(table)).hexdigest()
+
+
 def write_shard(path: Path, table: pa.Table) -> str:
     """Write ``table`` to ``path`` atomically and durably; returns its SHA-256.
 
     Raises:
         StoreError: the disk refuses.
     """
-    sink = pa.BufferOutputStream()
-    with pa.ipc.new_file(sink, table.schema) as writer:
-        writer.write_table(table.combine_chunks())
-    content = sink.getvalue().to_pybytes()
+    content = _content(table)
     digest = hashlib.sha256(content).hexdigest()
     # Killed between the two, a missing or differing shard is found, and the block is made again.
     write_atomic(_digest_path(path), f"{digest}  {path.name}\n".encode("ascii"))
@@ -85,6 +87,13 @@ def write_atomic(path: Path, content: bytes) -> None:
     finally:
         with suppress(OSError):  # there is none after success; a disk that refuses has been reported already
             temporary.unlink()
+
+
+def _content(table: pa.Table) -> bytes:
+    sink = pa.BufferOutputStream()
+    with pa.ipc.new_file(sink, table.schema) as writer:
+        writer.write_table(table.combine_chunks())
+    return sink.getvalue().to_pybytes()
 
 
 def _digest_path(path: Path) -> Path:

@@ -25,6 +25,7 @@ from dinado.rollouts.ragged import Ragged
 from dinado.rollouts.shard import intact_digest, open_shard, write_shard
 from dinado.rollouts.spec import digest
 from dinado.rollouts.store import RolloutStore
+from dinado.rollouts.trace import TracedStates
 
 if TYPE_CHECKING:
     from dinado.models.base_lm import BaseLM
@@ -54,11 +55,18 @@ class StateStore:
 
     def num_bytes(self, base: BaseLM) -> int:
         """Size on disk; the texts have to be there."""
+        tables = [self.store.read_texts(block) for block in range(self.store.spec.num_blocks)]
+        lengths = sum(int(pc.list_value_length(table["tokens"]).to_numpy().sum()) for table in tables)
+        return self._bytes(base, lengths - sum(map(len, tables)))
+
+    def most_bytes(self, base: BaseLM) -> int:
+        """Size on disk should every response need its whole budget."""
         spec = self.store.spec
-        tables = [self.store.read_texts(block) for block in range(spec.num_blocks)]
-        responses = sum(int(pc.list_value_length(table["tokens"]).to_numpy().sum()) - len(table) for table in tables)
-        _, mask_PS = base.encode_prompts(spec.prompts)
-        positions = int(mask_PS.sum()) + responses
+        return self._bytes(base, len(spec.prompts) * spec.per_prompt * (spec.max_new_tokens - 1))
+
+    def _bytes(self, base: BaseLM, response_positions: int) -> int:
+        _, mask_PS = base.encode_prompts(self.store.spec.prompts)
+        positions = int(mask_PS.sum()) + response_positions
         return positions * len(self.depths) * self.width * getattr(torch, self.dtype).itemsize
 
     def missing_blocks(self) -> list[int]:
@@ -73,17 +81,18 @@ class StateStore:
             return False
         return all(open_shard(path).schema.metadata == {_TEXTS_KEY: texts.encode()} for path in paths)
 
-    def write(self, block: int, prompts: Sequence[Tensor], responses: Sequence[Tensor]) -> None:
-        """Store states ``[S, J, D]`` of each prompt and ``[R, J, D]`` of each rollout of a block.
+    def write(self, block: int, states: TracedStates, texts_digest: str) -> None:
+        """Store the states of a block.
+
+        Args:
+            texts_digest: SHA-256 of the shard of texts that they belong to.
 
         Raises:
             StoreError: a state is too large for the type, or the disk refuses.
         """
-        texts = self.store.texts_digest(block)
-        assert texts is not None, "states of texts that are not there"
-        for kind, states in (("prompts", prompts), ("block", responses)):
-            table = pa.table({"states": self._column(states)})
-            write_shard(self._path(kind, block), table.replace_schema_metadata({_TEXTS_KEY: texts}))
+        for kind, column in (("prompts", states.prompts), ("block", states.responses)):
+            table = pa.table({"states": self._column(column)})
+            write_shard(self._path(kind, block), table.replace_schema_metadata({_TEXTS_KEY: texts_digest}))
 
     def read(self) -> StateTable:
         """Everything, mapped.
@@ -163,8 +172,10 @@ def record_states(base: BaseLM, states: StateStore, block: int) -> None:
     at_prompt, at_response = (torch.stack(taps, 2) for taps in (found.prompt_taps, found.response_taps))
     prompts = zip(at_prompt, found.prompt_mask_PS, strict=True)
     responses = zip(at_response, batch.response_mask_BT[:, 1:], strict=True)
-    states.write(
-        block,
+    traced = TracedStates(
         [at_SJD[mask_S.bool()] for at_SJD, mask_S in prompts],
         [at_RJD[mask_R.bool()] for at_RJD, mask_R in responses],
     )
+    texts = states.store.texts_digest(block)
+    assert texts is not None, "states of texts that are not there"
+    states.write(block, traced, texts)

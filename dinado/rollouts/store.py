@@ -110,13 +110,11 @@ class RolloutStore:
         """Whether a block has been sampled, and the beginnings of these texts been judged."""
         return self._is_about_texts(self._lookahead_path(block), block)
 
-    def write_texts(self, block: int, samples: Samples, texts: Sequence[str]) -> None:
-        """Store what was sampled for the prompts of a block, unless another run was faster."""
-        if self.has_texts(block):
-            return
+    def texts_table(self, block: int, samples: Samples, texts: Sequence[str]) -> pa.Table:
+        """What was sampled for the prompts of a block, as rows of ``TEXT_SCHEMA``."""
         positions = self.spec.block(block)
         rows = range(len(texts))
-        table = pa.table(
+        return pa.table(
             {
                 "prompt_id": [self.spec.prompts[positions[p]].id for p in samples.prompt_of],
                 "prompt_index": [positions[p] for p in samples.prompt_of],
@@ -130,8 +128,12 @@ class RolloutStore:
             },
             schema=TEXT_SCHEMA,
         )
-        self._write_manifest()
-        write_shard(self._text_path(block), table)
+
+    def write_texts(self, block: int, table: pa.Table) -> None:
+        """Store the rows of :meth:`texts_table`, unless another run was faster."""
+        if not self.has_texts(block):
+            self._write_manifest()
+            write_shard(self._text_path(block), table)
 
     def read_texts(self, block: int) -> pa.Table:
         """Rows of ``TEXT_SCHEMA``; the block has to be there."""
