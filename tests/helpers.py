@@ -44,8 +44,8 @@ SMALL = {
 
 
 def tiny_llama(vocab_size: int = 50, seed: int = 0, **settings: object) -> LlamaForCausalLM:
-    """A random two-layer Llama with grouped heads."""
-    config = LlamaConfig(vocab_size=vocab_size, num_key_value_heads=2, **SMALL, **settings)  # type: ignore[arg-type]
+    """A random Llama with grouped heads; settings other than those of ``SMALL`` by name."""
+    config = LlamaConfig(**{"vocab_size": vocab_size, "num_key_value_heads": 2, **SMALL, **settings})  # type: ignore[arg-type]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return LlamaForCausalLM(config).eval()

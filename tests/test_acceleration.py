@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import functools
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from helpers import base_lm, batch_of
+from helpers import base_lm, batch_of, tiny_llama
 from test_exact_training import outcome
 from torch import Tensor
 
 from dinado.errors import UserError
 from dinado.models.acceleration import checkpoint_layers, compile_layers, decoder_layers
-from dinado.models.markov import build_markov
+from dinado.models.base_lm import BaseLM
+from dinado.models.markov import build_markov, build_word_tokenizer
 from dinado.models.scores import Needs, PolicyScores
 from dinado.models.trainable import build_full, build_lora
 from dinado.objectives.vocabulary import VocabularyStatistics
@@ -83,24 +86,36 @@ def test_a_base_without_layers() -> None:
         checkpoint_layers(model)
 
 
+@pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_numbers() -> None:
-    """With a compiler that only traces: what a backend does to arithmetic is not ours to test here."""
+    torch.compiler.reset()
     plain, compiled = policy("llama", "lora"), policy("llama", "lora")
-    original, used = torch.compile, []
-
-    def trace(function: Callable[..., object], **settings: object) -> Callable[..., object]:
-        used.append(settings)
-        return original(function, backend="eager", **settings)  # type: ignore[call-overload]
-
-    torch.compile = trace  # type: ignore[assignment]
-    try:
-        compile_layers(compiled)
-    finally:
-        torch.compile = original
-    assert len(used) == len(decoder_layers(plain)) == 2
+    compile_layers(compiled)
     (statistics, gradients), (found, again) = outcome_of(plain), outcome_of(compiled)
     for a, b in zip((*statistics[:4], *gradients), (*found[:4], *again), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+def test_layers_of_a_kind_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Or a deep model would have more of them than torch keeps, and most of its layers would run uncompiled."""
+
+    def graphs(layers: int) -> int:
+        torch.compiler.reset()
+        traced: list[object] = []
+
+        def count(graph: torch.fx.GraphModule, inputs: object) -> Callable[..., object]:
+            traced.append(graph)
+            return graph.forward
+
+        base = BaseLM(tiny_llama(8, num_hidden_layers=layers), build_word_tokenizer(8))
+        scores = build_lora(base, r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
+        with monkeypatch.context() as patched:
+            patched.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
+            compile_layers(scores)
+        outcome_of(scores)
+        return len(traced)
+
+    assert 0 < graphs(2) == graphs(5)
 
 
 @pytest.mark.parametrize("method", ["dinado_soft", "dinado_merge"])

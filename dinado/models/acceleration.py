@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinado.errors import UserError
@@ -25,9 +26,18 @@ def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile every layer in place, for any batch and length: one graph serves all layers of a kind."""
-    for layer in decoder_layers(model):
-        layer.forward = torch.compile(layer.forward, dynamic=True)
+    """Compile every layer in place, for any batch and length: one graph serves all layers of a kind.
+
+    A layer's own keys and values go in and out as tensors. A graph that reached into the cache would be made for one
+    layer number, and a deep model would soon have more graphs than torch keeps.
+    """
+    import torch._dynamo  # takes a second
+
+    # With and without adapters, gradients, and keys that were there before: more ways to run a layer than torch's 8.
+    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
+    compiled = torch.compile(_apart, dynamic=True)
+    for index, layer in enumerate(decoder_layers(model)):
+        layer.forward = _with_own_cache(layer.forward, index, compiled, when=_grows_by_copying)
 
 
 def checkpoint_layers(model: nn.Module) -> None:
@@ -40,7 +50,7 @@ def checkpoint_layers(model: nn.Module) -> None:
     if not layers:
         raise UserError("trainer.checkpointing: this base has no transformer layers; set trainer.checkpointing=false")
     for index, layer in enumerate(layers):
-        layer.forward = _recomputed(layer.forward, index)
+        layer.forward = _with_own_cache(layer.forward, index, _recomputed, when=_is_training)
 
 
 class _OneLayer:
@@ -56,33 +66,50 @@ class _OneLayer:
         return self.keys, self.values
 
 
-def _recomputed(inner: Callable[..., Any], index: int) -> Callable[..., Any]:
+Inner = Callable[..., Any]
+Outcome = tuple[Any, Tensor | None, Tensor | None]
+
+
+def _apart(
+    inner: Inner, keys: Tensor | None, values: Tensor | None, cached: bool, hidden: Tensor, arguments: dict[str, Any]
+) -> Outcome:
+    """What a layer gives, and its keys and values afterwards; these are nothing without a cache."""
+    own = _OneLayer(keys, values)
+    out = inner(hidden_states=hidden, past_key_values=own if cached else None, **arguments)
+    return out, own.keys, own.values
+
+
+def _recomputed(*arguments: Any) -> Outcome:
+    return checkpoint(_apart, *arguments, use_reentrant=False)
+
+
+def _is_training(layer: Any) -> bool:
+    return torch.is_grad_enabled()
+
+
+def _grows_by_copying(layer: Any) -> bool:
+    """Not while sampling, where keys and values grow in place and every step is too short to gain by a graph."""
+    return layer is None or type(layer) is DynamicLayer
+
+
+def _with_own_cache(inner: Inner, index: int, call: Callable[..., Outcome], when: Callable[[Any], bool]) -> Inner:
+    """A layer's forward that goes through ``call`` (as :func:`_apart` does) where ``when`` says so of its cache."""
     signature = inspect.signature(inner)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        bound = signature.bind(*args, **kwargs)
-        cache = bound.arguments.get("past_key_values")
-        if not torch.is_grad_enabled():
-            return inner(*args, **kwargs)
-        hidden = bound.arguments["hidden_states"]
+        arguments = dict(signature.bind(*args, **kwargs).arguments)
+        arguments |= arguments.pop("kwargs", {})
+        cache = arguments.pop("past_key_values", None)
         layers = getattr(cache, "layers", [])
         seen = layers[index] if index < len(layers) and layers[index].is_initialized else None
-
-        def run(hidden: Tensor, keys: Tensor | None, values: Tensor | None) -> Any:
-            bound.arguments["hidden_states"] = hidden
-            if cache is None:
-                return inner(*bound.args, **bound.kwargs), None, None
-            own = _OneLayer(keys, values)
-            bound.arguments["past_key_values"] = own
-            out = inner(*bound.args, **bound.kwargs)
-            return out, own.keys, own.values
-
+        if not when(seen):
+            return inner(*args, **kwargs)
         before = (None, None) if seen is None else (seen.keys, seen.values)
-        out, keys, values = checkpoint(run, hidden, *before, use_reentrant=False)
-        if cache is not None and seen is None:
-            cache.update(keys, values, index)
-        elif seen is not None:
+        out, keys, values = call(inner, *before, cache is not None, arguments.pop("hidden_states"), arguments)
+        if seen is not None:
             seen.keys, seen.values = keys, values
+        elif cache is not None:
+            cache.update(keys, values, index)
         return out
 
     return forward
