@@ -28,6 +28,15 @@ from dinado.models.trainable import build_lora, build_network, merge_adapters
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24
+NETWORK = {
+    "layers": 2,
+    "width": 256,
+    "heads": 4,
+    "taps": [0.0, 0.33, 0.67, 1.0],
+    "head": "tied",
+    "pointer": True,
+    "seed": 0,
+}
 
 
 def main() -> int:
@@ -37,22 +46,13 @@ def main() -> int:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     base = chosen_base(options, arguments)
-    network = {
-        "layers": 2,
-        "width": 256,
-        "heads": 4,
-        "taps": [0.0, 0.33, 0.67, 1.0],
-        "head": "tied",
-        "pointer": True,
-        "seed": 0,
-    }
     adapted = copy.deepcopy(base)
     build_lora(adapted, r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0)
     merge_adapters(adapted)
     models = {
         "base": base.model,
-        "nado": ControlledLM(build_network(base, "logsigmoid", **network)),  # type: ignore[arg-type]
-        "soft": ControlledLM(build_network(base, "identity", **network)),  # type: ignore[arg-type]
+        "nado": ControlledLM(build_network(base, "logsigmoid", **NETWORK)),  # type: ignore[arg-type]
+        "soft": ControlledLM(build_network(base, "identity", **NETWORK)),  # type: ignore[arg-type]
         "merge": adapted.model,
     }
     ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)

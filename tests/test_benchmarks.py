@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import exact_gpt2_words
 
-from benchmarks import decoding, memory, sampling, startup, timing, train_step
+from benchmarks import decoding, memory, sampling, startup, timing, top_k, train_step
 from benchmarks.case import Size
 
 
@@ -56,9 +56,18 @@ def test_sampling_and_decoding(monkeypatch: pytest.MonkeyPatch, capsys: pytest.C
         for name, value in (("PROMPTS", 2), ("PROMPT_TOKENS", 5), ("NEW_TOKENS", 3), ("K", 2)):
             monkeypatch.setattr(benchmark, name, value)
     found = numbers_of(sampling, monkeypatch, capsys, "--base", "gpt2-like")
-    assert found.keys() == {"sampling_speedup", "sampling_limit_share"}
+    assert found.keys() == {"sampling_speedup", "sampling_limit_share", "states_on_the_way", "states_afterwards"}
     found = numbers_of(decoding, monkeypatch, capsys, "--base", "gpt2-like")
     assert found.keys() == {f"decode_ratio_{m}" for m in ("nado", "soft", "merge")}
+
+
+def test_likeliest_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("PROMPTS", 2), ("NEW_TOKENS", 3), ("K", 2)):
+        monkeypatch.setattr(top_k, name, value)
+    found = numbers_of(top_k, monkeypatch, capsys, "--base", "gpt2-like")
+    assert list(found) == [f"mass_outside_{k}" for k in (64, 256, 1024, 4096)]
+    # A random model spreads its mass over all 50,257 tokens.
+    assert 0.8 < found["mass_outside_4096"] < found["mass_outside_64"] < 1
 
 
 def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
