@@ -19,7 +19,7 @@ from dinado.models.catalogue import resolve_base
 from dinado.models.markov import build_word_tokenizer
 from dinado.models.scores import frozen_states
 from experiments.config import Config
-from experiments.rules import depths_read
+from experiments.derived import depths_read
 from lightning_modules.base import OracleMethod
 from lightning_modules.build import build_method
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
 
@@ -13,11 +14,13 @@ from datamodules.states import state_store, states_while_sampling
 from datamodules.stores import stores_of_run, train_store, uses_rollouts, val_store
 from datamodules.tasks import Task
 from dinado.models.base_lm import BaseLM
-from dinado.rollouts.collect import collect, progress_bar
+from dinado.models.scores import adapters
+from dinado.rollouts.collect import Progress, collect, progress_bar
 from dinado.rollouts.states import StateStore, record_states
 from dinado.rollouts.store import RolloutStore
 
 if TYPE_CHECKING:
+    from dinado.models.controlled_lm import ControlledLM
     from experiments.config import Config
 
 log = logging.getLogger(__name__)
@@ -32,32 +35,66 @@ def prepare_rollouts(config: Config, base: BaseLM, task: Task, *, train: bool = 
     Args:
         train: whether the rollouts that are trained on are needed, or the held-out ones alone.
     """
-    rank, world_size = _place()
     done, seconds = 0, 0.0
     for store in stores_of_run(config, base, task) if train else [val_store(config, base, task)]:
-        states = _states_on_the_way(config, base, store)
-        shown = config.trainer.progress and rank == 0 and not store.is_complete()
+        shown = config.trainer.progress and _place()[0] == 0 and not store.is_complete()
         with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
-            progress = collect(
-                base, task.oracle, store, rank=rank, world_size=world_size, on_progress=update, states=states
-            )
-        store.wait()
+            progress = fill_store(config, base, task, store, on_progress=update)
         done, seconds = done + progress.done, seconds + progress.seconds
     return done / seconds if seconds else 0.0
 
 
+def fill_store(
+    config: Config,
+    base: BaseLM,
+    task: Task,
+    store: RolloutStore,
+    *,
+    controlled: ControlledLM | None = None,
+    on_progress: Callable[[Progress], None] | None = None,
+    place: tuple[int, int] | None = None,
+) -> Progress:
+    """Sample what a store lacks, this process its share, and wait for the others.
+
+    Args:
+        controlled: what is sampled in place of the base.
+        place: rank and number of processes; None asks the launcher.
+    """
+    rank, world_size = place or _place()
+    states = _states_on_the_way(config, base, store) if controlled is None else None
+    progress = collect(
+        base,
+        task.oracle,
+        store,
+        rank=rank,
+        world_size=world_size,
+        on_progress=on_progress,
+        states=states,
+        controlled=controlled,
+    )
+    store.wait()
+    return progress
+
+
 def prepare_states(config: Config, base: BaseLM, task: Task) -> None:
     """Record the hidden states that are still missing: of texts that were there, or too long for the limit at first."""
-    rank, world_size = _place()
-    states = state_store(config, base, train_store(config, base, task)) if uses_rollouts(config) else None
+    if uses_rollouts(config):
+        fill_states(config, base, train_store(config, base, task))
+
+
+def fill_states(config: Config, base: BaseLM, store: RolloutStore, place: tuple[int, int] | None = None) -> None:
+    """Record what a complete store lacks of the states that training is to read from disk, this process its share."""
+    rank, world_size = place or _place()
+    states = state_store(config, base, store)
     if states is None or not (missing := states.missing_blocks()):
         return
     if rank == 0:
         log.info("recording the base's hidden states, once: %.0f MB in %s", states.num_bytes(base) / 1e6, states.folder)
-    shown = config.trainer.progress and rank == 0
+    shown = config.trainer.progress and rank == 0 and store.round == 0
     mine = [block for block in missing if block % world_size == rank]
-    for block in track(mine, "hidden states", transient=True, disable=not shown):
-        record_states(base, states, block)
+    with adapters(base, on=False):
+        for block in track(mine, "hidden states", transient=True, disable=not shown):
+            record_states(base, states, block)
     states.wait()
 
 

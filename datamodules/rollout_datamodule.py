@@ -5,24 +5,37 @@ Axes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from lightning import LightningDataModule
 
 from datamodules.batching import EncodedPrompts, collate, held_out_batches
+from datamodules.budgets import needed_counts
 from datamodules.lookahead import with_lookahead
 from datamodules.plans import BatchPlan, Budget, StratifiedPlan, micro_batches, split_step, stratum_weights
 from datamodules.references import rows_of_references
-from datamodules.rows import Rows, rows_of_rollouts, weight_summary
+from datamodules.rows import Rows, equal_rows, rows_by_prompt
 from datamodules.states import state_store, with_states
-from datamodules.stores import looks_ahead, train_store, uses_rollouts, val_store
+from datamodules.stores import (
+    looks_ahead,
+    round_stores,
+    train_store,
+    uses_rollouts,
+    val_store,
+)
 from datamodules.tasks import Task
+from datamodules.weighing import weighted_rows
 from dinado.batch import RolloutBatch
 from dinado.errors import CheckpointError, DataError
 from dinado.models.base_lm import BaseLM
+from dinado.objectives.weights import effective_size
+from dinado.rollouts.rounds import read_rounds
+from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import store_summary
+from experiments.derived import round_sizes, round_starts
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -46,6 +59,7 @@ class TrainLoader:
     def __iter__(self) -> Iterator[RolloutBatch]:
         parts = self._data.accumulation
         for step in range(self._data.steps_done, self._data.config.optim.steps):
+            self._data.reach(step)
             for index, batch in enumerate(self._data.batches(step, step + 1, parts)):
                 # Counted when the last one leaves: a checkpoint is taken before the next one is asked for.
                 if index + 1 == parts:
@@ -91,6 +105,10 @@ class RolloutDataModule(LightningDataModule):
         rows: training rows, once set up.
         summary: numbers about them under their ``rollouts/`` and ``weights/`` names.
         steps_done: optimiser steps served so far; saved in checkpoints and restored from them.
+        stores: where the training rollouts come from, round by round; none when references are imitated.
+        models: fingerprints of the models that the rounds after the first were drawn from, as far as they have come.
+        draw_round: draws the round of that number and adds it (:meth:`add_round`), from the model as it stands or from
+            an earlier one given by its fingerprint; called before the step that the round begins with.
     """
 
     def __init__(self, config: Config, base: BaseLM, task: Task) -> None:
@@ -99,8 +117,10 @@ class RolloutDataModule(LightningDataModule):
         self.task = task
         self.steps_done = 0
         self.summary: dict[str, float] = {}
+        self.stores: list[RolloutStore] = []
+        self.models: list[str] = []
+        self.draw_round: Callable[[int, str | None], None] | None = None
         self._base = base
-        self._texts = ""
         self._train_prompts = EncodedPrompts(base, task.train_prompts)
         self._val_prompts = EncodedPrompts(base, task.val_prompts)
 
@@ -112,10 +132,47 @@ class RolloutDataModule(LightningDataModule):
             DataError: too few rows to fill an optimiser step.
         """
         config = self.config
-        self.val_rows = rows_of_rollouts(val_store(config, self._base, self.task).read(), importance=False)
+        self.val_rows = equal_rows(val_store(config, self._base, self.task).read())
         if stage not in (None, "fit"):
             return
         self.steps_done = 0
+        self.models = []
+        self.stores = [train_store(config, self._base, self.task)] if uses_rollouts(config) else []
+        self._read()
+
+    def reach(self, step: int) -> None:
+        """Draw the rounds that begin before this optimiser step."""
+        starts = round_starts(self.config)
+        while len(self.models) + 1 < len(starts) and starts[len(self.models) + 1] <= step:
+            assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
+            self.draw_round(len(self.models) + 1, None)
+
+    def next_round(self, model: str) -> list[RolloutStore]:
+        """The stores of the next round, still to be filled: as many rollouts for every prompt as it is worth.
+
+        Args:
+            model: fingerprint of the controlled model that it is drawn from.
+        """
+        index, settings = len(self.models) + 1, self.config.rollouts
+        even = round_sizes(self.config)[index]
+        counts = [even] * len(self.task.train_prompts)
+        if settings.budget == "needed":
+            positives = np.zeros(len(counts))
+            for rows_K in rows_by_prompt(self.rows.prompt_index_N):
+                weight_K = torch.tensor(self._weight_N[rows_K] * self.rows.score_N[rows_K])
+                positives[self.rows.prompt_index_N[rows_K[0]]] = effective_size(weight_K)
+            counts = needed_counts(positives.tolist(), even, settings.budget_cap)
+        return round_stores(self.config, self._base, self.task, index, model, counts)
+
+    def add_round(self, model: str) -> None:
+        """Go on with the rollouts of :meth:`next_round` as well; they have to be complete, densities included."""
+        self.stores += self.next_round(model)
+        self.models.append(model)
+        self._read()
+
+    def _read(self) -> None:
+        """Rows of all rounds so far, and the plan that serves them from where this round begins."""
+        config = self.config
         self.rows = self._train_rows()
         use_N = np.arange(len(self.rows))
         if config.method == "sft" and uses_rollouts(config):
@@ -136,8 +193,9 @@ class RolloutDataModule(LightningDataModule):
     def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
         """What this process trains on in some optimiser steps, each cut into micro-batches."""
         rank, world_size = self._place()
+        first = round_starts(self.config)[len(self.models)]
         for step in range(start, stop):
-            row_N = self._plan.step(step)
+            row_N = self._plan.step(step - first)
             weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))
             length_N = self.rows.length_N[row_N] if self._budget.by_tokens else None
             for row_B in split_step(row_N, rank, world_size, parts, length_N):
@@ -151,14 +209,18 @@ class RolloutDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How far training has come, and what that position refers to."""
-        return {"steps_done": self.steps_done, **self._order()}
+        return {"steps_done": self.steps_done, "models": list(self.models), **self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the saved optimiser step.
+        """Go on after the saved optimiser step, in the round that it was in.
 
         Raises:
             CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
+            StoreError: rollouts of an earlier round are gone.
         """
+        for index, model in enumerate(state_dict.get("models", []), 1):
+            assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
+            self.draw_round(index, model)
         for name, value in self._order().items():
             if state_dict.get(name) != value:
                 raise CheckpointError(
@@ -185,20 +247,21 @@ class RolloutDataModule(LightningDataModule):
         config = self.config
         if not uses_rollouts(config):
             return rows_of_references(self.task.train_prompts, self._base)
-        store = train_store(config, self._base, self.task)
-        self._texts = store.spec.fingerprint
-        rollouts = store.read()
-        rows = rows_of_rollouts(rollouts, importance=config.targets.weights == "importance", clip=config.targets.clip)
+        drawn = read_rounds(self.stores)
+        rows, weights = weighted_rows(drawn, config.targets)
         if not len(rows):
             raise DataError("every rollout was cut off and left out; raise rollouts.max_new_tokens")
-        self.summary = store_summary(rollouts, weight_summary(rows))
+        self._weight_N = rows.weight_N.copy()
+        self.summary = store_summary(drawn.rollouts) | weights
         if looks_ahead(config):
-            rows, found = with_lookahead(rows, rollouts, config, self._base.eos_ids)
+            rows, found = with_lookahead(rows, drawn.rollouts, config, self._base.eos_ids)
             self.summary |= found
-        return with_states(rows, rollouts, state_store(config, self._base, store))
+        states = [state_store(config, self._base, store) for store in self.stores]
+        return with_states(rows, drawn.rollouts, [kept for kept in states if kept is not None])
 
     def _as_they_come(self, use_N: np.ndarray) -> BatchPlan | StratifiedPlan:
-        return BatchPlan(self.rows, use_N, self._budget, self.config.optim.rows_per_prompt, self.config.seed)
+        optim, name = self.config.optim, "".join(("batches", *(f" of round {n}" for n in [len(self.models)] if n)))
+        return BatchPlan(self.rows, use_N, self._budget, optim.rows_per_prompt, self.config.seed, name)
 
     def _stratified(self) -> BatchPlan | StratifiedPlan:
         """A fixed number of accepted rollouts in every step, everything reweighted to keep the loss's expectation."""
@@ -266,7 +329,7 @@ class RolloutDataModule(LightningDataModule):
             "optim.rows_per_prompt": optim.rows_per_prompt,
             "micro-batches in a step": self.accumulation,
             "training rows": len(self.rows),
-            "rollouts": self._texts,
+            "rollouts": " ".join(store.spec.fingerprint for store in self.stores),
         }
 
     @property

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dinado.objectives.weights import WeightSummary, importance_weights, smoothed_root, summarise_weights
+from dinado.objectives.weights import smoothed_root
 from dinado.rollouts.table import Rollouts
 
 
@@ -59,30 +59,13 @@ class Rows:
         return len(self.prompt_index_N)
 
 
-def rows_of_rollouts(rollouts: Rollouts, *, importance: bool, clip: float = 0.0) -> Rows:
-    """Rows with a weight and a success rate per prompt.
-
-    Args:
-        importance: weigh by p / s instead of equally.
-        clip: largest importance weight relative to the mean of its prompt; 0 never clips.
-    """
-    weight_N = np.ones(len(rollouts), dtype=np.float32)
+def equal_rows(rollouts: Rollouts) -> Rows:
+    """Rows of exact draws from the base: weights of 1, and each prompt's success rate."""
     root_N = np.zeros(len(rollouts), dtype=np.float32)
     for rows_K in rows_by_prompt(rollouts.prompt_index_N):
-        if importance:
-            log_p_K, log_s_K = torch.tensor(rollouts.log_p_N[rows_K]), torch.tensor(rollouts.log_s_N[rows_K])
-            weight_N[rows_K] = importance_weights(log_p_K, log_s_K, clip).numpy()
-        root_N[rows_K] = smoothed_root(torch.tensor(rollouts.score_N[rows_K]), torch.tensor(weight_N[rows_K]))
-    return Rows(rollouts.prompt_index_N, rollouts.length_N, rollouts.score_N, weight_N, root_N, rollouts.response)
-
-
-def weight_summary(rows: Rows) -> WeightSummary:
-    """Weights are relative to their prompt: mean over prompts of the ESS fraction, largest share of any prompt."""
-    summaries = [summarise_weights(torch.tensor(rows.weight_N[k])) for k in rows_by_prompt(rows.prompt_index_N)]
-    return WeightSummary(
-        ess_fraction=float(np.mean([summary.ess_fraction for summary in summaries])),
-        max_share=max(summary.max_share for summary in summaries),
-    )
+        root_N[rows_K] = smoothed_root(torch.tensor(rollouts.score_N[rows_K]))
+    one_N = np.ones(len(rollouts), dtype=np.float32)
+    return Rows(rollouts.prompt_index_N, rollouts.length_N, rollouts.score_N, one_N, root_N, rollouts.response)
 
 
 def rows_by_prompt(prompt_index_N: np.ndarray) -> list[np.ndarray]:

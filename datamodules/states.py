@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import dataclasses
 import logging
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
+
+import numpy as np
+from torch import Tensor
 
 from datamodules.rows import Rows, RowStates
 from datamodules.stores import uses_rollouts
@@ -13,7 +17,7 @@ from dinado.models.base_lm import BaseLM
 from dinado.rollouts.states import StateStore
 from dinado.rollouts.store import RolloutStore
 from dinado.rollouts.table import Rollouts
-from experiments.rules import depths_read
+from experiments.derived import depths_read
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -59,8 +63,7 @@ def states_while_sampling(config: Config, base: BaseLM, store: RolloutStore) -> 
     if states is None or states.most_bytes(base) > 1e9 * config.data.states_limit_gb:
         return None
     spec = store.spec
-    rollouts = len(spec.prompts) * spec.per_prompt
-    certain = config.data.states != "auto" or _pays(config, base, rollouts, spec.max_new_tokens)
+    certain = config.data.states != "auto" or _pays(config, base, spec.num_rollouts(), spec.max_new_tokens)
     return states if certain else None
 
 
@@ -69,6 +72,8 @@ def _possible(config: Config, base: BaseLM, store: RolloutStore) -> StateStore |
     depths, kept = depths_read(config), config.data.states
     if not depths or kept == "off" or not uses_rollouts(config):
         return None
+    if kept == "auto" and config.rollouts.rounds > 1:
+        return None  # rollouts of later rounds are visited less often
     layers = sorted({base.layer(depth) for depth in depths})
     return StateStore(store, layers, base.hidden_size, "float32" if kept == "auto" else kept)
 
@@ -82,14 +87,23 @@ def _pays(config: Config, base: BaseLM, num_rollouts: int, mean_length: float) -
     return (optim.steps + optim.norm_steps) * in_a_step >= WORTH_READS * num_rollouts
 
 
-def with_states(rows: Rows, rollouts: Rollouts, states: StateStore | None) -> Rows:
-    """The rows with their states to read.
+def with_states(rows: Rows, rollouts: Rollouts, kept: Sequence[StateStore]) -> Rows:
+    """The rows of one or several stores with their states to read.
+
+    Args:
+        kept: the states of each store, in the order of the rows; none to leave the rows as they are.
 
     Raises:
         StoreError: some are missing.
     """
-    if states is None:
+    if not kept:
         return rows
-    table = states.read()
-    found = RowStates(table.depths, table.prompt, lambda row: table.response(rollouts.stored(row)))
-    return dataclasses.replace(rows, states=found)
+    tables = [states.read() for states in kept]
+    ends = np.cumsum([len(table) for table in tables])
+
+    def response(row: int) -> Tensor:
+        stored = int(rollouts.stored_N[row])
+        place = int(np.searchsorted(ends, stored, side="right"))
+        return tables[place].response(stored - int(ends[place] - len(tables[place])))
+
+    return dataclasses.replace(rows, states=RowStates(tables[0].depths, tables[0].prompt, response))

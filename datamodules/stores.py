@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 from datamodules.tasks import Task
 from dinado.models.base_lm import BaseLM
 from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.spec import StoreSpec
 from dinado.rollouts.store import RolloutStore
+from experiments.derived import round_sizes
 
 if TYPE_CHECKING:
     from experiments.config import Config
@@ -25,21 +27,56 @@ def looks_ahead(config: Config) -> bool:
 
 
 def train_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:
-    """Rollouts of the training prompts, from the configured proposal."""
+    """Rollouts of the training prompts, from the configured proposal: all of them, or those of the first round."""
     rollouts = config.rollouts
     proposal = Proposal(rollouts.temperature, rollouts.top_k, rollouts.top_p)
+    return _store(config, base, task, per_prompt=round_sizes(config)[0], proposal=proposal)
+
+
+def round_stores(
+    config: Config, base: BaseLM, task: Task, index: int, model: str, counts: Sequence[int]
+) -> list[RolloutStore]:
+    """Rollouts of a later round: from the base, and from the controlled model as it was when the round began.
+
+    Args:
+        index: number of the round, at least 1.
+        model: fingerprint of that model.
+        counts: rollouts of each prompt.
+    """
+    of_base = [_base_count(count, config.rollouts.base_share) for count in counts]
+    of_model = [count - first for count, first in zip(counts, of_base, strict=True)]
+    stores = []
+    for name, parts in ((None, of_base), (model, of_model)):
+        if not any(parts):
+            continue
+        even = len(set(parts)) == 1
+        part = {"per_prompt": max(parts), "counts": None if even else tuple(parts), "model": name}
+        stores.append(_store(config, base, task, round=index, **part))
+    return stores
+
+
+def _base_count(count: int, share: float) -> int:
+    """At least one from either source, unless one of them was ruled out."""
+    if share in (0.0, 1.0):
+        return int(share * count)
+    return min(max(1, round(share * count)), count - 1)
+
+
+def _store(config: Config, base: BaseLM, task: Task, *, round: int = 0, **part: Any) -> RolloutStore:
+    rollouts = config.rollouts
     spec = StoreSpec(
         base=base.fingerprint,
         prompts=tuple(task.train_prompts),
         split="train",
-        per_prompt=rollouts.per_prompt,
         max_new_tokens=rollouts.max_new_tokens,
         block_size=rollouts.block_size,
         seed=rollouts.seed,
-        proposal=proposal,
+        **part,
     )
     candidates = config.targets.candidates if looks_ahead(config) else 0
-    return RolloutStore(config.data.cache, spec, task.oracle.fingerprint, rollouts.truncated, candidates=candidates)
+    return RolloutStore(
+        config.data.cache, spec, task.oracle.fingerprint, rollouts.truncated, round=round, candidates=candidates
+    )
 
 
 def val_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:

@@ -113,7 +113,16 @@ class RolloutConfig:
     """Sampling from the base, once, into an on-disk store."""
 
     per_prompt: int = 16
-    """K, rollouts drawn for each prompt."""
+    """K, rollouts drawn for each prompt, over all rounds."""
+    rounds: int = 1
+    """Rounds of sampling, spread evenly over the optimiser steps: the first draws from the base, every later one from
+    the model trained so far, and from the base too. Needs `targets.weights=balance` (or `importance`)."""
+    base_share: float = 0.25
+    """Share of the base in the rounds after the first; 0 draws from the model alone, 1 from the base alone."""
+    budget: Literal["even", "needed"] = "even"
+    """Rollouts of a prompt in the rounds after the first: as many for each, or more where few were accepted."""
+    budget_cap: float = 4.0
+    """`needed`: no prompt gets more than this many times the even share."""
     max_new_tokens: int = 28
     """Budget of a response; one that has not ended by then counts as truncated."""
     temperature: float = 1.0
@@ -136,10 +145,15 @@ class RolloutConfig:
 class TargetConfig:
     """How stored rollouts become training targets."""
 
-    weights: Literal["uniform", "importance"] = "uniform"
-    """`importance` corrects for a proposal that differs from the base: p / s, self-normalised per prompt."""
+    weights: Literal["uniform", "importance", "likelihood", "balance"] = "uniform"
+    """What a rollout counts for, self-normalised per prompt: `importance` is p / s with its own proposal s, `balance` p
+    over the mixture of all proposals so far, `likelihood` p itself over distinct responses."""
+    complement: bool = False
+    """`likelihood`: half of a prompt's rollouts stand for everything that is not among the other half."""
+    smoothing: Literal["none", "pareto"] = "none"
+    """`pareto` replaces the largest weights of a prompt by what a fitted tail expects of them."""
     clip: float = 10.0
-    """Largest importance weight, relative to the mean of its prompt; 0 never clips."""
+    """Largest weight, relative to the mean of its prompt; 0 never clips."""
     root: Literal["learned", "store"] = "learned"
     """Success rate of a prompt, R(c): learned by the norm head, or known from the prompt's own K rollouts."""
     candidates: int = 16

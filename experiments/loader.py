@@ -28,6 +28,7 @@ SMALL = {
     "data.train_prompts": 4,
     "data.val_prompts": 2,
     "rollouts.per_prompt": 8,
+    "rollouts.rounds": 2,
     "optim.steps": 2,
     "optim.norm_steps": 2,
     "trainer.val_every": 1,

@@ -18,13 +18,10 @@ from typing import TYPE_CHECKING, Any
 
 from dinado.errors import ConfigError
 from experiments import schema
-from experiments.config import Config
+from experiments.derived import EXACT_TASKS, depths_read, resolved_parameters
 
 if TYPE_CHECKING:
     from experiments.loader import Loaded
-
-EXACT_TASKS = ("exact_world", "exact_gpt2")
-NETWORK_METHODS = ("nado", "dinado_hard", "dinado_soft")
 
 Test = tuple[Callable[[Any], bool], str]
 POSITIVE: Test = (lambda x: 0 < x < math.inf, "must be above 0")
@@ -38,7 +35,7 @@ SEED: Test = (lambda x: 0 <= x < 2**32, "must be from 0 to 4294967295")
 RANGES: dict[Test, str] = {
     SEED: "seed task.seed rollouts.seed",
     POSITIVE: "optim.batch_tokens optim.micro_tokens "
-    "base.temperature task.length rollouts.per_prompt rollouts.max_new_tokens rollouts.temperature "
+    "base.temperature task.length rollouts.per_prompt rollouts.rounds rollouts.max_new_tokens rollouts.temperature "
     "rollouts.block_size network.layers network.width network.heads lora.r lora.alpha optim.lr optim.norm_lr "
     "optim.batch_size optim.micro_batch optim.rows_per_prompt optim.steps trainer.devices trainer.num_nodes "
     "data.states_limit_gb "
@@ -50,8 +47,9 @@ RANGES: dict[Test, str] = {
     "optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
     FINITE: "task.rarity",
     SHARE: "rollouts.top_p",
-    FRACTION: "network.taps objective.norm_taps optim.warmup",
+    FRACTION: "rollouts.base_share network.taps objective.norm_taps optim.warmup",
     BELOW_ONE: "lora.dropout optim.betas targets.positives_share objective.floor",
+    (lambda x: x >= 1, "must be 1 or more"): "rollouts.budget_cap",
     (lambda x: x >= 2, "must be 2 or more, the end of sequence included"): "task.vocab_size",
     (lambda x: x >= 1, "must be a token, not the end of sequence (0)"): "task.required task.avoided task.ends_with",
 }
@@ -73,32 +71,6 @@ def check(loaded: Loaded) -> None:
     ):
         for problem in rule(loaded):
             raise ConfigError(problem)
-
-
-def resolved_parameters(config: Config) -> str:
-    """What is trained: ``network``, ``lora`` or ``full``.
-
-    The Markov base of the exact world has no weights to adapt, so every method trains a network there; for
-    dinado_merge and sft that is a causal network, initialised at zero, added to the base's logits.
-    """
-    if config.parameters != "auto":
-        return config.parameters
-    return "network" if config.method in NETWORK_METHODS or config.task.name == "exact_world" else "lora"
-
-
-def depths_read(config: Config) -> tuple[float, ...]:
-    """Depths of the frozen base that training reads at every step, as fractions; empty where it never runs."""
-    objective, method = config.objective, config.method
-    if method == "sft":
-        return ()
-    if resolved_parameters(config) == "network":
-        return (*config.network.taps, 1.0)
-    if method == "dinado_hard":
-        return (*objective.norm_taps, 1.0) if config.targets.root == "learned" else ()
-    if objective.norm_input == "policy" and objective.norm == "mean":
-        return ()
-    read_first = config.optim.norm_steps > 0 or objective.norm_input == "base"
-    return (*(objective.norm_taps if read_first else ()), 1.0)
 
 
 def _said(loaded: Loaded, key: str) -> str:
@@ -214,6 +186,7 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         and "it belongs to dinado_soft, and to dinado_merge where it adapts the base",
         "optim.norm_lr": not (soft or rooted) and "there is no norm head",
         "targets.clip": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to clip",
+        "targets.smoothing": config.targets.weights == "uniform" and "targets.weights=uniform has nothing to smooth",
     }
     if config.task.name in EXACT_TASKS:
         own = f"task.name={config.task.name} brings its own base"
@@ -233,14 +206,43 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
 
 
 def _proposal(loaded: Loaded) -> Iterator[str]:
-    rollouts = loaded.config.rollouts
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0}
+    """Weights have to make up for whatever the rollouts were drawn from."""
+    rollouts, targets = loaded.config.rollouts, loaded.config.targets
+    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "rounds": 1}
     changed = [name for name, value in off.items() if getattr(rollouts, name) != value]
-    if changed and loaded.config.targets.weights == "uniform":
+    if changed and targets.weights == "uniform":
+        fit = "balance" if rollouts.rounds > 1 else "importance"
+        yield f"{_said(loaded, f'rollouts.{changed[0]}')}: the proposal is not the base, so set targets.weights={fit}"
+    if rollouts.rounds > 1:
+        yield from _rounds(loaded)
+    else:
+        for key in _typed(loaded, "rollouts.base_share", "rollouts.budget", "rollouts.budget_cap"):
+            yield f"{_said(loaded, key)}: ignored, rollouts.rounds=1 has no later round"
+    if targets.complement and targets.weights != "likelihood":
+        yield f"{_said(loaded, 'targets.complement')}: belongs to targets.weights=likelihood"
+    if targets.complement and changed:
         yield (
-            f"{_said(loaded, f'rollouts.{changed[0]}')}: the proposal differs from the base, "
-            "so set targets.weights=importance"
+            f"{_said(loaded, f'rollouts.{changed[0]}')}: targets.complement needs rollouts from the base; "
+            "set targets.complement=false"
         )
+
+
+def _rounds(loaded: Loaded) -> Iterator[str]:
+    config, rollouts = loaded.config, loaded.config.rollouts
+    if config.method == "sft" and config.sft_data == "references":
+        yield f"{_said(loaded, 'rollouts.rounds')}: method=sft with sft_data=references samples nothing to train on"
+    if config.targets.weights == "likelihood":
+        yield f"{_said(loaded, 'targets.weights')}: likelihood belongs to one round; take balance"
+    if config.optim.steps < rollouts.rounds:
+        yield f"{_said(loaded, 'rollouts.rounds')}: more than optim.steps={config.optim.steps}"
+    if rollouts.per_prompt < 2 * rollouts.rounds:
+        yield (
+            f"{_said(loaded, 'rollouts.per_prompt')}: a round has to have 2 rollouts for every prompt, so give at "
+            f"least {2 * rollouts.rounds} for rollouts.rounds={rollouts.rounds}"
+        )
+    if rollouts.budget == "even":
+        for key in _typed(loaded, "rollouts.budget_cap"):
+            yield f"{_said(loaded, key)}: ignored, it belongs to rollouts.budget=needed"
 
 
 def _objective(loaded: Loaded) -> Iterator[str]:

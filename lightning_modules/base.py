@@ -28,7 +28,7 @@ from dinado.objectives.reduction import Link
 from dinado.objectives.values import TokenValues, log_beta
 from dinado.seeding import derive_seed
 from experiments.config import Config
-from experiments.rules import resolved_parameters
+from experiments.derived import resolved_parameters
 from lightning_modules.norm_fit import fit_norm
 from lightning_modules.optim import configure
 from lightning_modules.validation import RolloutDiagnostics

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -34,12 +34,18 @@ class GracefulStop(Callback):
     Every process has to agree on the step to stop at, so the flag is reduced over processes; that needs a collective,
     which is run every ``every`` optimiser steps only. The last step, of a stopped run or a finished one, is saved here:
     a checkpoint taken after the loop has ended would count a step too many when it is resumed.
+
+    Args:
+        checkpoint: where the last step is saved.
+        every: optimiser steps between looks at the flag.
+        saved_after: steps that are saved besides, those before a round of sampling.
     """
 
-    def __init__(self, checkpoint: Path, every: int = 1) -> None:
+    def __init__(self, checkpoint: Path, every: int = 1, saved_after: Collection[int] = ()) -> None:
         self.received: int | None = None
         self.checkpoint = checkpoint
         self.every = every
+        self.saved_after = saved_after
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
@@ -60,7 +66,7 @@ class GracefulStop(Callback):
         if flag:
             self.received = self.received or signal.SIGTERM
             trainer.should_stop = True
-        if flag or last:
+        if flag or last or trainer.global_step in self.saved_after:
             trainer.save_checkpoint(self.checkpoint)
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:

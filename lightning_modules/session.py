@@ -32,6 +32,7 @@ from lightning_modules.callbacks import stopped_by_sigterm
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish, wandb_mode
 from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
+from lightning_modules.rounds import Rounds
 from lightning_modules.training import build_trainer, check_accelerator, checkpoint_to_resume, count_parameters
 
 
@@ -68,6 +69,7 @@ def train(
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
     method = build_method(config, base)
+    data.draw_round = Rounds(method, data).draw
     trained, total = count_parameters(method)
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
     world_size = config.trainer.devices * config.trainer.num_nodes
@@ -136,8 +138,7 @@ def dry_run(config: Config) -> None:
     trained, total = count_parameters(method)
     console.print(f"base {base.name}, {len(task.train_prompts)} training and {len(task.val_prompts)} held-out prompts")
     for store in stores_of_run(config, base, task):
-        missing = sum(len(store.spec.block(block)) for block in store.missing_blocks()) * store.spec.per_prompt
-        everything = len(store.spec.prompts) * store.spec.per_prompt
+        missing, everything = store.spec.num_rollouts(store.missing_blocks()), store.spec.num_rollouts()
         console.print(f"{store.spec.split} rollouts: {everything - missing} of {everything} stored in {store.folder}")
     optim = config.optim
     amount = f"{optim.batch_size} rollouts" if optim.batch_tokens is None else f"{optim.batch_tokens} response tokens"

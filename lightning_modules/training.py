@@ -12,6 +12,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dinado.errors import ConfigError
 from experiments.config import Config
+from experiments.derived import round_starts
 from experiments.run_folder import RunFolder
 from lightning_modules.base import OracleMethod
 from lightning_modules.callbacks import GracefulStop
@@ -21,7 +22,8 @@ from lightning_modules.loggers import build_loggers
 def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple[L.Trainer, GracefulStop]:
     """A Trainer that counts in optimiser steps and keeps ``checkpoints/last.ckpt`` up to date."""
     settings = config.trainer
-    stop = GracefulStop(folder.path / "checkpoints" / "last.ckpt")
+    saved_after = round_starts(config)[1:]
+    stop = GracefulStop(folder.path / "checkpoints" / "last.ckpt", saved_after=saved_after)
     checkpoints = ModelCheckpoint(
         folder.path / "checkpoints",
         save_last=True,

@@ -113,6 +113,7 @@ def test_weights_and_roots(shared_cache: Path, base: BaseLM, task: Task) -> None
         w = np.exp(store.log_p_N - store.log_s_N)[mine]
         w = w / w.mean()
         np.testing.assert_allclose(data.rows.weight_N[mine], w, rtol=1e-4)
+        w *= w.sum() / (w**2).sum()  # as many rollouts as they are worth
         root = ((w * store.score_N[mine]).sum() + 0.5) / (w.sum() + 1)
         np.testing.assert_allclose(data.rows.root_N[mine], root, rtol=1e-4)
     weights = [data.rows.weight_N[data.rows.prompt_index_N == prompt].astype(float) for prompt in range(5)]

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dinado.errors import ConfigError
-from experiments import loader, rules, schema
+from experiments import derived, loader, rules, schema
 from experiments.config import Config
 
 PLAIN = str(Path(__file__).parent / "experiments" / "plain.yaml")
@@ -104,7 +104,28 @@ INVALID = [
     (PLAIN, "method=sft parameters=network", "use lora or full or auto"),
     ("exact_world", "method=dinado_merge parameters=lora", "no weights to adapt; use network or auto"),
     # proposal
-    (PLAIN, "rollouts.temperature=1.2", "rollouts.temperature=1.2: the proposal differs from the base"),
+    (PLAIN, "rollouts.temperature=1.2", "rollouts.temperature=1.2: the proposal is not the base"),
+    (PLAIN, "rollouts.rounds=3", "rollouts.rounds=3: the proposal is not the base, so set targets.weights=balance"),
+    (PLAIN, "rollouts.rounds=0 targets.weights=balance", "rollouts.rounds=0: must be above 0"),
+    (PLAIN, "rollouts.rounds=3 targets.weights=likelihood", "likelihood belongs to one round"),
+    (PLAIN, "rollouts.rounds=9 targets.weights=balance", "rollouts.per_prompt=16: a round has to have 2 rollouts"),
+    (PLAIN, "rollouts.rounds=3 targets.weights=balance optim.steps=2", "rollouts.rounds=3: more than optim.steps=2"),
+    (PLAIN, "rollouts.base_share=0.5", "rollouts.base_share=0.5: ignored, rollouts.rounds=1 has no later round"),
+    (PLAIN, "rollouts.budget=needed", "rollouts.budget=needed: ignored, rollouts.rounds=1"),
+    (PLAIN, "rollouts.rounds=2 targets.weights=balance rollouts.budget_cap=2", "it belongs to rollouts.budget=needed"),
+    (PLAIN, "rollouts.base_share=1.5", "rollouts.base_share=1.5: must be from 0 to 1"),
+    (
+        PLAIN,
+        "method=sft sft_data=references rollouts.rounds=2 targets.weights=balance",
+        "sft_data=references samples nothing to train on",
+    ),
+    (PLAIN, "targets.complement=true", "targets.complement=true: belongs to targets.weights=likelihood"),
+    (
+        PLAIN,
+        "targets.weights=likelihood targets.complement=true rollouts.top_k=9",
+        "rollouts.top_k=9: targets.complement needs rollouts from the base",
+    ),
+    (PLAIN, "targets.smoothing=pareto", "targets.weights=uniform has nothing to smooth"),
     (PLAIN, "rollouts.top_k=50", "set targets.weights=importance"),
     (PLAIN, "rollouts.top_p=0.9", "set targets.weights=importance"),
     # objective and network
@@ -208,13 +229,13 @@ def test_reset_settings_share_no_state(write):
     ],
 )
 def test_resolved_parameters(overrides, trained):
-    assert rules.resolved_parameters(loader.load(PLAIN, overrides.split()).config) == trained
+    assert derived.resolved_parameters(loader.load(PLAIN, overrides.split()).config) == trained
 
 
 def test_schema_and_rules_agree_on_names():
     choices = typing.get_args(typing.get_type_hints(Config)["method"])
-    assert set(rules.NETWORK_METHODS) <= set(choices)
-    assert set(rules.EXACT_TASKS) <= set(schema.leaves()["task.name"].choices)
+    assert set(derived.NETWORK_METHODS) <= set(choices)
+    assert set(derived.EXACT_TASKS) <= set(schema.leaves()["task.name"].choices)
     owned = {key for key, leaf in schema.leaves().items() if leaf.owners(schema.leaves()["task.name"].choices)}
     assert owned == {key for key in schema.leaves() if key.startswith("task.")} - {"task.name"}
     assert schema.leaves()["task.path"].owners(schema.leaves()["task.name"].choices) == ("jsonl", "commongen")

@@ -25,7 +25,7 @@ from dinado.models.trainable import build_lora
 from dinado.objectives.vocabulary import VocabularyStatistics
 from dinado.rollouts.states import record_states
 from experiments.config import Config
-from experiments.rules import depths_read
+from experiments.derived import depths_read
 
 NEEDS = Needs(maximum=True, taps=(0.5,))
 

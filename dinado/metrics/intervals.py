@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 _LEVEL = 0.95
@@ -74,7 +75,23 @@ def proportion_interval(successes: float, total: float) -> Interval:
     return Interval(share, max(0.0, centre - half), min(1.0, centre + half))
 
 
-def _finite(values: Sequence[float]) -> np.ndarray:
+def weighted_proportion_interval(scores: ArrayLike, weights: ArrayLike) -> Interval:
+    """``sum w C / sum w`` over rollouts of one prompt, with Wilson's interval.
+
+    The number of trials is that whose plain average would have the variance of the self-normalised one,
+    sum w^2 (C - R)^2 / (sum w)^2; where that says nothing (all verdicts alike) it is the effective sample size.
+    """
+    score, weight = _finite(scores), _finite(weights)
+    if not weight.sum():
+        return Interval(math.nan, math.nan, math.nan)
+    weight = weight / weight.sum()
+    rate = float(weight @ score)
+    variance = float((weight**2) @ (score - rate) ** 2)
+    trials = rate * (1 - rate) / variance if variance > 0 else 1 / float((weight**2).sum())
+    return proportion_interval(rate * trials, trials)
+
+
+def _finite(values: ArrayLike) -> np.ndarray:
     array = np.asarray(values, dtype=float)
     assert np.isfinite(array).all(), "NaN or infinity among the values of prompts"
     return array

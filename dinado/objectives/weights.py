@@ -1,6 +1,7 @@
 """Importance weights: what a rollout drawn from a proposal s counts for under the base p.
 
-w = exp(log p - log s), self-normalised per prompt to mean 1 and clipped. Axes: K rollouts of one prompt.
+Every function here looks at the rollouts of one prompt and returns weights of mean 1, that is, self-normalised ones.
+Axes: K rollouts of one prompt, J proposals.
 """
 
 from __future__ import annotations
@@ -20,38 +21,98 @@ class WeightSummary(NamedTuple):
     """Largest weight over their sum."""
 
 
-def importance_weights(log_p_K: Tensor, log_s_K: Tensor, clip: float = 0.0) -> Tensor:
-    """Self-normalised weights with mean 1, float32 ``[K]``.
+def importance_weights(log_p_K: Tensor, log_s_K: Tensor) -> Tensor:
+    """p / s with mean 1, float64 ``[K]``.
 
     Args:
         log_p_K: log-probability of each whole response under the full base.
-        log_s_K: the same under the proposal that was actually sampled, temperature and truncation included.
-        clip: largest weight, relative to the mean; 0 never clips. Clipping biases towards the proposal and
-            is followed by renormalising.
+        log_s_K: the same under what was actually sampled, temperature and truncation included; for rollouts from
+            several proposals their own one's, or that of the mixture (:func:`log_mixture`).
 
     A response the base gives probability 0 gets weight 0. A proposal that truncates cannot be corrected for
     what it never draws.
     """
-    log_w_K = (log_p_K - log_s_K).double()
-    weight_K = (log_w_K - log_w_K.max()).exp()
-    weight_K = weight_K / weight_K.mean()
-    if clip > 0:
-        weight_K = weight_K.clamp_max(clip)
-        weight_K = weight_K / weight_K.mean()
-    return weight_K.float()
+    return _self_normalised((log_p_K - log_s_K).double())
+
+
+def log_mixture(log_s_KJ: Tensor, count_J: Tensor) -> Tensor:
+    """log-density ``[K]`` of rollouts under all proposals together, each with the share of the rollouts it gave.
+
+    The balance heuristic (Veach and Guibas, 1995) weighs by p over this: as unbiased as p over each rollout's own
+    proposal, and never larger than p / s over the share of any one proposal. With a share b from the base, no weight
+    exceeds 1 / b before normalising.
+
+    Args:
+        log_s_KJ: log-probability of every response under every proposal; -inf where one cannot draw it.
+        count_J: how many of the K rollouts each proposal gave.
+    """
+    share_J = count_J.double() / count_J.sum()
+    return (log_s_KJ.double() + share_J.log()).logsumexp(1)
+
+
+def likelihood_weights(log_p_K: Tensor, same_K: Tensor, complement: bool = False) -> Tensor:
+    """Weights of distinct responses in proportion to p, mean 1, float64 ``[K]``; copies of a response share its weight.
+
+    Likelihood re-weighting as far as its published description goes (Lu et al., 2023): what was drawn how often does
+    not matter, so a beam serves as well as samples. Without the complement it is the base restricted to what was seen.
+
+    Args:
+        same_K: equal numbers for equal responses.
+        complement: let the first half of the rollouts be the distinct set U, weighted by p, and those of the second
+            half that are not in U stand for everything else, with 1 - p(U) together. Unbiased where the second half
+            was drawn from the base.
+    """
+    _, same_K, copies = torch.unique(same_K, return_inverse=True, return_counts=True)
+    log_p_K = log_p_K.double()
+    if not complement:
+        return _self_normalised(log_p_K - copies[same_K].log())
+    half = len(log_p_K) // 2
+    first_K = torch.arange(len(log_p_K)) < half
+    copies = torch.bincount(same_K[first_K], minlength=len(copies))
+    inside_K = copies[same_K] > 0
+    weight_K = torch.where(first_K, log_p_K.exp() / copies[same_K].clamp_min(1), torch.zeros_like(log_p_K))
+    outside_K = ~first_K & ~inside_K
+    if outside_K.any():
+        weight_K = weight_K + outside_K * (1 - weight_K.sum()).clamp_min(0) / outside_K.sum()
+    return weight_K / weight_K.mean()
+
+
+def clipped(weight_K: Tensor, clip: float) -> Tensor:
+    """Weights cut at ``clip`` times their mean and brought back to mean 1, which biases them towards the proposal.
+
+    Args:
+        clip: 0 never clips.
+    """
+    if clip <= 0:
+        return weight_K
+    weight_K = weight_K.clamp_max(clip * weight_K.mean())
+    return weight_K / weight_K.mean()
 
 
 def summarise_weights(weight_N: Tensor) -> WeightSummary:
     """Effective sample size and largest share of ``[N]`` non-negative weights."""
     weight_N = weight_N.double()
     total = weight_N.sum()
-    return WeightSummary(float(total.square() / weight_N.square().sum() / len(weight_N)), float(weight_N.max() / total))
+    return WeightSummary(effective_size(weight_N) / len(weight_N), float(weight_N.max() / total))
+
+
+def effective_size(weight_N: Tensor) -> float:
+    """(sum w)^2 / sum w^2; 0 for no weight at all. Of w C it says how many accepted rollouts there really are."""
+    squares = float(weight_N.double().square().sum())
+    return float(weight_N.double().sum()) ** 2 / squares if squares else 0.0
 
 
 def smoothed_root(score_K: Tensor, weight_K: Tensor | None = None, prior: float = 0.5) -> float:
     """Estimate of R(c) from one prompt's rollouts, pulled off 0 and 1.
 
-    (sum w C + a) / (sum w + 2 a), with the Jeffreys prior a = 1/2.
+    (sum w C + a) / (sum w + 2 a), with the Jeffreys prior a = 1/2. Weights that are uneven stand for fewer rollouts:
+    they are brought to a sum of the effective sample size.
     """
     weight_K = torch.ones_like(score_K) if weight_K is None else weight_K
+    weight_K = weight_K * (effective_size(weight_K) / float(weight_K.sum()))
     return float(((weight_K * score_K).sum() + prior) / (weight_K.sum() + 2 * prior))
+
+
+def _self_normalised(log_w_K: Tensor) -> Tensor:
+    weight_K = (log_w_K - log_w_K.max()).exp()
+    return weight_K / weight_K.mean()

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dinado.batch import RolloutBatch
+from dinado.models.scores import adapters
 from dinado.rollouts.lookahead import likeliest, look_ahead
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 from dinado.rollouts.shard import shard_digest
@@ -24,6 +26,7 @@ from dinado.rollouts.table import store_summary
 
 if TYPE_CHECKING:
     from dinado.models.base_lm import BaseLM
+    from dinado.models.controlled_lm import ControlledLM
     from dinado.oracles import Oracle
 
 log = logging.getLogger(__name__)
@@ -64,6 +67,7 @@ def collect(
     world_size: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
     states: StateStore | None = None,
+    controlled: ControlledLM | None = None,
 ) -> Progress:
     """Make the blocks of ``store`` that are missing and belong to this process.
 
@@ -74,44 +78,52 @@ def collect(
     Args:
         states: where to keep the base's hidden states at what is sampled now; texts that are there already get
             theirs from :func:`~dinado.rollouts.states.record_states`.
+        controlled: the model to sample in place of the base, that of ``store.spec.model``.
 
     Raises:
         OracleError: from the oracle.
         StoreError: the disk refuses.
     """
     missing = [block for block in store.missing_blocks() if block % world_size == rank]
-    progress = Progress(total=sum(len(store.spec.block(block)) for block in missing) * store.spec.per_prompt)
+    progress = Progress(total=store.spec.num_rollouts(missing))
     start = time.monotonic()
-    for block in missing:
-        if not store.has_texts(block):
-            progress.tokens += _sample_block(base, store, block, states)
-        if not store.has_scores(block):
-            _score_block(oracle, store, block)
-        if store.candidates:
-            _look_ahead(base, oracle, store, block)
-        progress.done += len(store.spec.block(block)) * store.spec.per_prompt
-        progress.seconds = time.monotonic() - start
-        if on_progress is not None:
-            on_progress(progress)
+    with adapters(base, on=False):
+        for block in missing:
+            if not store.has_texts(block):
+                progress.tokens += _sample_block(base, store, block, states, controlled)
+            if not store.has_scores(block):
+                _score_block(oracle, store, block)
+            if store.candidates:
+                _look_ahead(base, oracle, store, block)
+            progress.done += store.spec.num_rollouts([block])
+            progress.seconds = time.monotonic() - start
+            if on_progress is not None:
+                on_progress(progress)
     if store.is_complete():
         _report(store)
     return progress
 
 
-def _sample_block(base: BaseLM, store: RolloutStore, block: int, states: StateStore | None) -> int:
+def _sample_block(
+    base: BaseLM, store: RolloutStore, block: int, states: StateStore | None, controlled: ControlledLM | None
+) -> int:
     """Sample and store the texts of a block; returns the number of tokens."""
     spec = store.spec
+    counts = [spec.count(position) for position in spec.block(block)]
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
-    samples = sample(
-        Decoder(base.model, base.temperature, () if states is None else states.depths),
-        ids_PS.to(base.device),
-        mask_PS.to(base.device),
-        base.eos_ids,
-        uniforms(
-            spec.block(block), spec.per_prompt, spec.max_new_tokens, spec.seed, "rollouts", spec.split, store.round
-        ),
-        spec.proposal,
-    )
+    ids_PS, mask_PS = ids_PS.to(base.device), mask_PS.to(base.device)
+    # Which model it is does not name the stream: one that differs by rounding then draws the same texts.
+    stream = (spec.seed, "rollouts", spec.split, store.round, *(() if spec.model is None else ("model",)))
+    uniform_NT = uniforms(spec.block(block), counts, spec.max_new_tokens, *stream)
+    if controlled is None:
+        decoder = Decoder(base.model, base.temperature, () if states is None else states.depths)
+        samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
+    else:
+        with adapters(base, on=True):
+            samples = sample(Decoder(controlled), ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
+        batch = RolloutBatch.unjudged(ids_PS, mask_PS, samples.prompt_of, samples.tokens)
+        log_p = base.log_probs(batch).tolist()
+        samples.log_p = [row[: len(tokens)] for row, tokens in zip(log_p, samples.tokens, strict=True)]
     table = store.texts_table(block, samples, [base.decode(tokens) for tokens in samples.tokens])
     if states is not None and samples.states is not None:
         # Before the texts: killed between the two, both are made again, and to the bit as they would have been.

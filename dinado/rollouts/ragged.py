@@ -15,6 +15,9 @@ class Ragged:
         self._start = np.cumsum([0] + [len(chunk) for chunk in column.chunks])
         self.length_N = np.concatenate([np.diff(offsets) for offsets in self._offsets])
 
+    def __len__(self) -> int:
+        return len(self.length_N)
+
     def __getitem__(self, row: int) -> np.ndarray:
         chunk = int(np.searchsorted(self._start, row, side="right")) - 1
         offsets, index = self._offsets[chunk], row - self._start[chunk]

@@ -31,7 +31,7 @@ CDF_BLOCK = 256
 
 @dataclass
 class Samples:
-    """Responses, grouped by prompt: rows ``p * K`` to ``p * K + K - 1`` answer prompt p.
+    """Responses, grouped by prompt.
 
     Attributes:
         tokens: token ids, the end-of-sequence token included when the response is finished.
@@ -71,10 +71,11 @@ class Decoder:
         accepts = inspect.signature(model.forward).parameters
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
 
-    def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int, room: int = 0) -> Tensor:
-        """Encode each prompt once, spread it over ``repeats`` rows; returns log-probabilities ``[P * repeats, V]``.
+    def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int | Tensor, room: int = 0) -> Tensor:
+        """Encode each prompt once, spread it over its rows; returns log-probabilities ``[N, V]``.
 
         Args:
+            repeats: rows of each prompt, one number for all or one each.
             room: steps to come, if known; the cache is then allocated once.
         """
         self._cache = DynamicCache()
@@ -113,16 +114,21 @@ class Decoder:
         return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature).log_softmax(1)
 
 
-def uniforms(prompts: Iterable[int], num_samples: int, max_new_tokens: int, *stream: int | str) -> Tensor:
-    """Uniform numbers ``[P * num_samples, max_new_tokens]`` in float64: a stream for each response to each prompt.
+def uniforms(
+    prompts: Iterable[int], num_samples: int | Sequence[int], max_new_tokens: int, *stream: int | str
+) -> Tensor:
+    """Uniform numbers ``[N, max_new_tokens]`` in float64: a stream for each response to each prompt.
 
     More samples, more tokens or other prompts beside them leave the numbers of a response as they are.
 
     Args:
         prompts: what tells the prompts apart, their positions in a split for example, in the order of their rows.
+        num_samples: responses to each prompt, one number for all or one each.
         stream: name of the streams (dinado/seeding.py).
     """
-    rows = [(prompt, k) for prompt in prompts for k in range(num_samples)]
+    prompts = list(prompts)
+    counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else num_samples
+    rows = [(prompt, k) for prompt, count in zip(prompts, counts, strict=True) for k in range(count)]
     return torch.from_numpy(np.stack([uniform_numbers(max_new_tokens, *stream, *row) for row in rows]))
 
 
@@ -134,8 +140,9 @@ def sample(
     eos_ids: tuple[int, ...],
     uniform_NT: Tensor,
     proposal: Proposal | None = None,
+    counts: Sequence[int] | None = None,
 ) -> Samples:
-    """Draw K responses of at most T tokens to each prompt.
+    """Draw responses of at most T tokens to each prompt.
 
     A row depends on its prompt and its uniform numbers alone, whatever else is in the batch and whenever that ends, as
     far as the model's own arithmetic does: matrix products round differently in batches of another size, and a uniform
@@ -144,16 +151,18 @@ def sample(
     Args:
         ids_PS, mask_PS: left-padded prompts.
         eos_ids: tokens that end a response; one without an end after T tokens is not finished.
-        uniform_NT: uniform numbers in float64, one a token, N = P * K rows grouped by prompt (:func:`uniforms`).
+        uniform_NT: uniform numbers in float64, one a token, rows grouped by prompt (:func:`uniforms`).
+        counts: rows of each prompt; None shares them out evenly.
 
     Raises:
-        ValueError: the rows are not a multiple of the prompts.
+        ValueError: the rows are not those of the counts, or cannot be shared out.
     """
     proposal = proposal or Proposal()
     num_rows, max_new_tokens = uniform_NT.shape
-    num_samples, left_over = divmod(num_rows, len(ids_PS))
-    if left_over:
-        raise ValueError(f"{num_rows} rows of uniform numbers for {len(ids_PS)} prompts")
+    if counts is None:
+        counts = [num_rows // len(ids_PS)] * len(ids_PS)
+    if sum(counts) != num_rows:
+        raise ValueError(f"{num_rows} rows of uniform numbers for {len(ids_PS)} prompts with {sum(counts)} responses")
     device = ids_PS.device
     uniform_NT = uniform_NT.to(device)
     eos = torch.tensor(eos_ids, device=device)
@@ -162,12 +171,12 @@ def sample(
         log_p=[[] for _ in range(num_rows)],
         log_s=[[] for _ in range(num_rows)],
         finished=[False] * num_rows,
-        prompt_of=[row // num_samples for row in range(num_rows)],
+        prompt_of=[prompt for prompt, count in enumerate(counts) for _ in range(count)],
     )
     alive_N = torch.arange(num_rows, device=device)
     open_N = torch.ones(num_rows, dtype=torch.bool, device=device)
     trace = Trace() if decoder.layers else None
-    log_p_NV = decoder.start(ids_PS, mask_PS, num_samples, max_new_tokens)
+    log_p_NV = decoder.start(ids_PS, mask_PS, torch.tensor(counts, device=device), max_new_tokens)
     if trace is not None:
         trace.begin(decoder.states_NLJD, mask_PS)
     for step in range(max_new_tokens):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
@@ -27,11 +27,13 @@ class StoreSpec:
         base: fingerprint of the base model.
         prompts: in order; a block is ``block_size`` consecutive ones.
         split: keeps streams apart that ask the same prompts, such as "train" and "val".
-        per_prompt: K.
+        per_prompt: K; with ``counts`` their largest.
         max_new_tokens: budget of a response.
         block_size: prompts that are sampled and stored together.
         seed: names the random streams.
-        proposal: what is sampled from, relative to the base.
+        proposal: what is sampled from, relative to the model.
+        model: fingerprint of the controlled model that is sampled; None samples the base.
+        counts: rollouts of each prompt where they differ, at least 1.
 
     Raises:
         DataError: there are no prompts.
@@ -45,6 +47,8 @@ class StoreSpec:
     block_size: int
     seed: int
     proposal: Proposal = field(default_factory=Proposal)
+    model: str | None = None
+    counts: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -59,8 +63,19 @@ class StoreSpec:
         """Positions of a block's prompts."""
         return range(index * self.block_size, min((index + 1) * self.block_size, len(self.prompts)))
 
+    def count(self, position: int) -> int:
+        """Rollouts of the prompt at a position."""
+        return self.per_prompt if self.counts is None else self.counts[position]
+
+    def num_rollouts(self, blocks: Iterable[int] | None = None) -> int:
+        """Rollouts of some blocks, or of all."""
+        blocks = range(self.num_blocks) if blocks is None else blocks
+        return sum(self.count(position) for block in blocks for position in self.block(block))
+
     def manifest(self) -> dict[str, Any]:
         """The same for people and for the fingerprint."""
+        later: dict[str, Any] = {} if self.model is None else {"model": self.model}
+        later |= {} if self.counts is None else {"counts": list(self.counts)}
         return {
             "schema": SCHEMA_VERSION,
             "base": self.base,
@@ -73,6 +88,7 @@ class StoreSpec:
             "block_size": self.block_size,
             "seed": self.seed,
             "proposal": asdict(self.proposal),
+            **later,
         }
 
     @property
@@ -84,6 +100,11 @@ class StoreSpec:
         """Changes whenever any score could: the texts, what the oracle knows about a prompt, the oracle itself."""
         judged = "all" if truncated == "score" else "finished"
         return digest([self.fingerprint, [dict(prompt.data) for prompt in self.prompts], oracle, judged])
+
+
+def source_name(spec: StoreSpec) -> str:
+    """Names what a store's rollouts were drawn from; equal for stores of one density."""
+    return digest([spec.base, spec.model, asdict(spec.proposal)])
 
 
 def digest(value: Sequence[Any] | dict[str, Any]) -> str:

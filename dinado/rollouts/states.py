@@ -62,7 +62,7 @@ class StateStore:
     def most_bytes(self, base: BaseLM) -> int:
         """Size on disk should every response need its whole budget."""
         spec = self.store.spec
-        return self._bytes(base, len(spec.prompts) * spec.per_prompt * (spec.max_new_tokens - 1))
+        return self._bytes(base, spec.num_rollouts() * (spec.max_new_tokens - 1))
 
     def _bytes(self, base: BaseLM, response_positions: int) -> int:
         _, mask_PS = base.encode_prompts(self.store.spec.prompts)
@@ -144,6 +144,10 @@ class StateTable:
         self.depths = depths
         self._width = width
         self._dtype = getattr(torch, dtype)
+
+    def __len__(self) -> int:
+        """Stored rows."""
+        return len(self._responses)
 
     def prompt(self, index: int) -> Tensor:
         """``[S, J, D]`` in the stored type."""

@@ -4,6 +4,7 @@
                                    round-000/block-00000.arrow                      texts and log-probabilities
                                    round-000/scores-<fingerprint>/block-00000.arrow what an oracle said about them
                                    round-000/lookahead-<fingerprint>/...            and about their beginnings
+                                   round-000/density-<source>/...                   what other sources give them
 
 Sampling is by far the dearest part, so the texts do not know the oracle: another one scores the same texts.
 """
@@ -25,7 +26,7 @@ from dinado.errors import StoreError
 from dinado.rollouts.lookahead import Lookahead
 from dinado.rollouts.sampler import Samples
 from dinado.rollouts.shard import intact_digest, open_shard, write_atomic, write_shard
-from dinado.rollouts.spec import StoreSpec, Truncated, digest
+from dinado.rollouts.spec import StoreSpec, Truncated, digest, source_name
 from dinado.rollouts.table import LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
 
 if TYPE_CHECKING:
@@ -65,6 +66,7 @@ class RolloutStore:
         self.round = round
         self.candidates = candidates
         self.folder = Path(cache) / "rollouts" / spec.fingerprint
+        self.source = source_name(spec)
         self.texts_folder = self.folder / f"round-{round:03d}"
         judged = spec.scores_fingerprint(oracle_fingerprint, truncated)
         self._scores = self.texts_folder / f"scores-{judged}"
@@ -113,13 +115,13 @@ class RolloutStore:
     def texts_table(self, block: int, samples: Samples, texts: Sequence[str]) -> pa.Table:
         """What was sampled for the prompts of a block, as rows of ``TEXT_SCHEMA``."""
         positions = self.spec.block(block)
-        rows = range(len(texts))
+        sample = [k for position in positions for k in range(self.spec.count(position))]
         return pa.table(
             {
                 "prompt_id": [self.spec.prompts[positions[p]].id for p in samples.prompt_of],
                 "prompt_index": [positions[p] for p in samples.prompt_of],
-                "sample": [row % self.spec.per_prompt for row in rows],
-                "round": [self.round for _ in rows],
+                "sample": sample,
+                "round": [self.round] * len(texts),
                 "tokens": samples.tokens,
                 "log_p": samples.log_p,
                 "log_s": samples.log_s,
@@ -158,8 +160,25 @@ class RolloutStore:
         columns = {name: [np.ravel(getattr(row, name)) for row in rows] for name in Lookahead._fields}
         self._write_about_texts(self._lookahead_path(block), block, pa.table(columns, schema=LOOKAHEAD_SCHEMA))
 
+    def has_density(self, source: str, block: int) -> bool:
+        """Whether the texts of a block have been given their log-probabilities under another source."""
+        return self._is_about_texts(self._density_path(source, block), block)
+
+    def write_density(self, source: str, block: int, log_s_N: np.ndarray) -> None:
+        """Store the log-probability of each whole response of :meth:`read_texts` under a source."""
+        self._write_about_texts(self._density_path(source, block), block, pa.table({"log_s": log_s_N}))
+
+    def density(self, source: str) -> np.ndarray:
+        """What :meth:`write_density` stored, all blocks in order, float64 ``[N]``, truncated rows included."""
+        tables = [open_shard(self._density_path(source, block)) for block in range(self.spec.num_blocks)]
+        return pa.concat_tables(tables)["log_s"].to_numpy()
+
     def read(self) -> Rollouts:
-        """All rows, without truncated ones when these are dropped.
+        """All rows, without truncated ones when these are dropped; see :meth:`table`."""
+        return Rollouts(self.table(), self.spec.prompts, keep_truncated=self.truncated != "drop")
+
+    def table(self) -> pa.Table:
+        """All rows with everything that is known about them.
 
         Raises:
             StoreError: blocks are missing or damaged.
@@ -169,8 +188,7 @@ class RolloutStore:
                 f"{self.texts_folder} lacks {len(missing)} of {self.spec.num_blocks} blocks (first: {missing[0]}); "
                 "start the run again to sample them"
             )
-        tables = [self._read_block(block) for block in range(self.spec.num_blocks)]
-        return Rollouts(pa.concat_tables(tables), self.spec.prompts, keep_truncated=self.truncated != "drop")
+        return pa.concat_tables([self._read_block(block) for block in range(self.spec.num_blocks)])
 
     def _read_block(self, block: int) -> pa.Table:
         table = self.read_texts(block).append_column("score", open_shard(self._score_path(block))["score"])
@@ -200,6 +218,9 @@ class RolloutStore:
 
     def _lookahead_path(self, block: int) -> Path:
         return self._lookahead / f"block-{block:05d}.arrow"
+
+    def _density_path(self, source: str, block: int) -> Path:
+        return self.texts_folder / f"density-{source}" / f"block-{block:05d}.arrow"
 
     @property
     def _manifest(self) -> Path:

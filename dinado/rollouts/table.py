@@ -10,7 +10,6 @@ from collections.abc import Sequence
 import numpy as np
 import pyarrow as pa
 
-from dinado.objectives.weights import WeightSummary
 from dinado.prompt import Prompt
 from dinado.rollouts.lookahead import Lookahead
 from dinado.rollouts.ragged import Ragged
@@ -88,9 +87,10 @@ class Rollouts:
         progress_T, *rest = (column[self._row_N[row]] for column in self._lookahead.values())
         return Lookahead(progress_T, *(values.reshape(length, -1) for values in rest))
 
-    def stored(self, row: int) -> int:
-        """Place of a row in the store, where dropped ones count too."""
-        return int(self._row_N[row])
+    @property
+    def stored_N(self) -> np.ndarray:
+        """Place of every row in the store, where dropped ones count too."""
+        return self._row_N
 
     def text(self, row: int) -> str:
         """The decoded response."""
@@ -103,17 +103,10 @@ class Rollouts:
         return len(set(zip(self.prompt_index_N.tolist(), texts, strict=True))) / max(len(self), 1)
 
 
-def store_summary(rollouts: Rollouts, weights: WeightSummary | None = None) -> dict[str, float]:
-    """What is logged about a store.
-
-    Args:
-        weights: how uneven the importance weights are; None leaves the ``weights/`` numbers out.
-    """
-    numbers = {
+def store_summary(rollouts: Rollouts) -> dict[str, float]:
+    """What is logged about a store."""
+    return {
         "rollouts/success": float(rollouts.score_N.mean()) if len(rollouts) else 0.0,
         "rollouts/distinct": rollouts.distinct_share,
         "rollouts/truncated": rollouts.truncated_share,
     }
-    if weights is not None:
-        numbers |= {"weights/ess_fraction": weights.ess_fraction, "weights/max_share": weights.max_share}
-    return numbers

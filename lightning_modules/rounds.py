@@ -1,0 +1,153 @@
+"""A later round of sampling: rollouts of the model as it stands, and every density that weighing them takes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from datamodules.prepare import fill_states, fill_store
+from datamodules.rollout_datamodule import RolloutDataModule
+from dinado.batch import RolloutBatch
+from dinado.errors import StoreError
+from dinado.models.scores import adapters
+from dinado.rollouts.density import fill_densities, proposal_log_density
+from dinado.rollouts.rounds import missing_densities
+from dinado.rollouts.shard import write_atomic
+from dinado.rollouts.store import RolloutStore
+from lightning_modules.callbacks import GracefulStop
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from lightning_modules.base import OracleMethod
+
+log = logging.getLogger(__name__)
+
+
+class Rounds:
+    """Draws the rounds of a run from its method, between two optimiser steps.
+
+    Args:
+        method: what is trained; its weights, mode and gradients are as before when a round has been drawn.
+        data: what the round is added to.
+    """
+
+    def __init__(self, method: OracleMethod, data: RolloutDataModule) -> None:
+        self._method = method
+        self._data = data
+
+    @torch.no_grad()
+    def draw(self, index: int, model: str | None = None) -> None:
+        """Sample, judge, give every text its log-probability under every source so far, and hand the rows on.
+
+        What is there already is not made again.
+
+        Args:
+            index: number of the round.
+            model: fingerprint of an earlier model, of a run that is resumed; None is the model as it stands.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C or SIGTERM; finished blocks stay.
+            StoreError: an earlier model's weights are gone and something has to be made from them.
+        """
+        method, data = self._method, self._data
+        trainer, training = method.trainer, method.training
+        place = (trainer.global_rank, trainer.world_size)
+        method.eval()
+        now = weights_fingerprint(method)
+        stores = data.next_round(model or now)
+        if place[0] == 0 and not all(store.is_complete() for store in stores):
+            log.info("round %d of %d: sampling from the model", index + 1, data.config.rollouts.rounds)
+        for store in stores:
+            if store.spec.model == now and place[0] == 0:
+                save_model(store, method)
+            controlled = method.controlled(alpha=1.0) if store.spec.model is not None else None
+            with _weights_of(method, store, unless=store.is_complete()):
+                fill_store(
+                    data.config,
+                    method.base,
+                    data.task,
+                    store,
+                    controlled=controlled,
+                    on_progress=lambda _: self._check_stop(),
+                    place=place,
+                )
+            fill_states(data.config, method.base, store, place)
+        everything = [*data.stores, *stores]
+        for store, source in missing_densities(everything):
+            drawn_from = next(other for other in everything if other.source == source)
+            with _weights_of(method, drawn_from):
+                log_density = _log_density(method, drawn_from)
+                fill_densities(method.base, store, source, log_density, rank=place[0], world_size=place[1])
+            self._check_stop()
+        trainer.strategy.barrier("densities")
+        data.add_round(model or now)
+        method.train(training)
+        for logger in trainer.loggers:
+            logger.log_metrics({**data.summary, "rollouts/round": float(index)}, step=trainer.global_step)
+
+    def _check_stop(self) -> None:
+        if any(stop.received for stop in self._method.trainer.callbacks if isinstance(stop, GracefulStop)):
+            raise KeyboardInterrupt
+
+
+def weights_fingerprint(method: OracleMethod) -> str:
+    """Changes with any bit of what has been trained, or with the base."""
+    digest = hashlib.sha256(method.base.fingerprint.encode())
+    for name, value in sorted(method.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_model(store: RolloutStore, method: OracleMethod) -> None:
+    """Keep the trained weights beside what is drawn from them: later rounds have to ask them again."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
+    if not _weights_file(store).is_file():
+        write_atomic(_weights_file(store), save(weights))
+
+
+def _load_model(store: RolloutStore) -> dict[str, Tensor]:
+    try:
+        return load(_weights_file(store).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{_weights_file(store)} cannot be read ({error}); start the run again") from None
+
+
+def _weights_file(store: RolloutStore) -> Path:
+    return store.folder / "model.safetensors"
+
+
+@contextmanager
+def _weights_of(method: OracleMethod, store: RolloutStore, unless: bool = False) -> Iterator[None]:
+    """Put the model that a store was drawn from in place for a while, where it is another than that of now."""
+    if unless or store.spec.model in (None, weights_fingerprint(method)):
+        yield
+        return
+    now = {name: value.clone() for name, value in method.state_dict().items()}
+    method.load_state_dict(_load_model(store), strict=False)
+    try:
+        yield
+    finally:
+        method.load_state_dict(now, strict=False)
+
+
+def _log_density(method: OracleMethod, store: RolloutStore) -> Callable[[RolloutBatch], Tensor]:
+    """log-probabilities of whole responses under what a store was drawn from; its model has to be in place."""
+
+    def of_base(batch: RolloutBatch) -> Tensor:
+        with adapters(method.base, on=False):
+            return proposal_log_density(method.base, store.spec.proposal, batch)
+
+    def of_model(batch: RolloutBatch) -> Tensor:
+        return (method.scores(batch).statistics.log_q * batch.response_mask_BT).sum(1)
+
+    return of_base if store.spec.model is None else of_model

@@ -1,0 +1,253 @@
+"""Rounds of sampling from the model under training: densities, weights, resuming, processes, and what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from commands import process
+from helpers import exact_gpt2_words
+from test_checkpoints import Crash, status, train, weights
+
+from datamodules.rollout_datamodule import RolloutDataModule
+from dinado.errors import StoreError
+from dinado.models.scores import adapters
+from dinado.rollouts import density
+from dinado.rollouts.rounds import missing_densities, read_rounds
+from dinado.rollouts.store import RolloutStore
+from experiments import loader
+from experiments.run_folder import RunFolder
+from lightning_modules.callbacks import GracefulStop
+from lightning_modules.restore import build_world, load_checkpoint
+from lightning_modules.rounds import Rounds, weights_fingerprint
+
+ROUNDS = ("rollouts.rounds=3", "targets.weights=balance", "optim.lr=3e-2")
+METHODS = ("nado", "merge")
+
+
+def stores_of(run: RunFolder, models: list[str]) -> tuple[RolloutDataModule, list[RolloutStore]]:
+    """The data module and all stores of a run whose rounds were drawn from these models."""
+    from datamodules.tasks import build_task
+    from lightning_modules.restore import build_base
+
+    config = loader.from_run_folder(run.path).config
+    data = RolloutDataModule(config, build_base(config), build_task(config))
+    data.setup("fit")
+    for model in models:
+        data.add_round(model)
+    return data, data.stores
+
+
+def models_of(run: RunFolder) -> list[str]:
+    state = load_checkpoint(run.path)["RolloutDataModule"]
+    return state["models"]
+
+
+@pytest.fixture(scope="module", params=METHODS)
+def finished(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, RunFolder]:
+    folder = tmp_path_factory.mktemp(request.param)
+    outcome, run = train(folder, request.param, "straight", *ROUNDS)
+    assert outcome.exit_code == 0
+    return request.param, run
+
+
+def test_every_round_is_drawn_from_base_and_model(finished: tuple[str, RunFolder]) -> None:
+    _, run = finished
+    models = models_of(run)
+    assert len(set(models)) == 2, "two later rounds, from two different models"
+    data, stores = stores_of(run, models)
+    assert [(store.round, store.spec.model) for store in stores] == [
+        (0, None),
+        *((1, model) for model in (None, models[0])),
+        *((2, model) for model in (None, models[1])),
+    ]
+    assert [store.spec.num_rollouts() for store in stores] == [22, 5, 16, 5, 16]
+    assert len(data.rows) == 64 and not missing_densities(stores)
+    logged = [row for row in run.metrics() if "rollouts/round" in row]
+    assert [(row["step"], row["rollouts/round"]) for row in logged] == [(2, 1), (4, 2)]
+    assert all(0 < row["weights/ess_fraction"] <= 1 for row in logged)
+
+
+def test_densities_are_those_of_the_models(finished: tuple[str, RunFolder]) -> None:
+    """Every stored number, against the model that the round was drawn from, put back and asked again."""
+    from lightning_modules.build import build_method
+    from lightning_modules.rounds import _load_model
+
+    _, run = finished
+    models = models_of(run)
+    data, stores = stores_of(run, models)
+    method = build_method(data.config, data._base).eval()
+    drawn = read_rounds(stores)
+    tokens = [drawn.rollouts.response(row)[0].tolist() for row in range(len(drawn.rollouts))]
+    by_model = {store.spec.model: store for store in stores}
+    assert list(by_model) == [None, *models]
+    for j, (model, store) in enumerate(by_model.items()):
+        if model is not None:
+            method.load_state_dict(_load_model(store), strict=False)
+            assert weights_fingerprint(method) == model
+        controlled = method.controlled() if model is not None else method.base.model
+        for row in range(0, len(tokens), 5):
+            ids = torch.tensor([method.base.encode_prompts(data.task.train_prompts)[0][0].tolist() + tokens[row]])
+            with torch.no_grad(), adapters(method.base, on=model is not None):
+                log_q_LV = controlled(ids).logits[0].float().log_softmax(1)
+            start = ids.shape[1] - len(tokens[row]) - 1
+            plain = sum(float(log_q_LV[start + t, token]) for t, token in enumerate(tokens[row]))
+            assert drawn.log_s_NJ[row, j] == pytest.approx(plain, abs=1e-4)
+    own = drawn.log_s_NJ[np.arange(len(tokens)), drawn.source_N]
+    np.testing.assert_allclose(own, drawn.rollouts.log_s_N)
+    spread = np.abs(drawn.log_s_NJ[:, 1] - drawn.log_s_NJ[:, 0])
+    assert spread.max() > 0.05, "the models have left the base"
+
+
+def test_weights_are_p_over_the_mixture(finished: tuple[str, RunFolder]) -> None:
+    _, run = finished
+    data, stores = stores_of(run, models_of(run))
+    drawn = read_rounds(stores)
+    assert drawn.count_PJ.tolist() == [[32, 16, 16]]
+    mixture = (drawn.count_PJ[0] / 64 * np.exp(drawn.log_s_NJ)).sum(1)
+    weight = np.exp(drawn.rollouts.log_p_N) / mixture
+    np.testing.assert_allclose(data.rows.weight_N, weight / weight.mean(), rtol=1e-5)
+    world = build_world(data.config, data._base)
+    assert world is not None
+    assert data.summary["rollouts/success_rate_low"] < world.success_rate < data.summary["rollouts/success_rate_high"]
+
+
+@pytest.mark.parametrize("moment", ["in a round", "while sampling", "while weighing"])
+def test_a_killed_run_goes_on_in_its_round(finished: tuple[str, RunFolder], moment: str, tmp_path: Path) -> None:
+    name, straight = finished
+    run_id = moment.replace(" ", "-")
+    words = [*ROUNDS, "trainer.checkpoint_every=100"]
+    with pytest.MonkeyPatch.context() as patch:
+        if moment == "in a round":
+            crash_in_step(5, patch)
+        elif moment == "while sampling":
+            patch.setattr("datamodules.prepare.collect", crashing(after=4))
+        else:
+            patch.setattr("lightning_modules.rounds.fill_densities", crashing(after=1))
+        with pytest.raises(Crash):
+            train(tmp_path, name, run_id, *words)
+    run = RunFolder(tmp_path / "runs" / "exact_world" / run_id)
+    assert status(run.path).startswith("failed")
+    reached = load_checkpoint(run.path)["global_step"]
+    assert reached == (2 if moment == "while weighing" else 4), "a round begins with a checkpoint"
+    sampled = [file for file in (tmp_path / "cache").rglob("block-*.arrow")]
+    content = {file: file.read_bytes() for file in sampled}
+    outcome, run = train(tmp_path, name, run_id, resume=True)
+    assert outcome.exit_code == 0
+    expected = weights(straight)
+    for key, value in weights(run).items():
+        assert torch.equal(value, expected[key]), key
+    assert all(file.read_bytes() == before for file, before in content.items()), "nothing is made twice"
+
+
+def crash_in_step(step: int, patch: pytest.MonkeyPatch) -> None:
+    """As good as a kill once a step has been taken, before anything is saved after it."""
+    original = GracefulStop.on_train_batch_end
+
+    def crash(self: GracefulStop, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == step:
+            raise Crash
+        original(self, trainer, *args)
+
+    patch.setattr(GracefulStop, "on_train_batch_end", crash)
+
+
+def crashing(after: int) -> Any:
+    """The real thing a few times, then as good as a kill."""
+    from datamodules import prepare
+
+    original = {"collect": prepare.collect, "fill_densities": density.fill_densities}
+    calls = []
+
+    def call(*args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        if len(calls) > after:
+            raise Crash
+        return original["collect" if "states" in kwargs else "fill_densities"](*args, **kwargs)
+
+    return call
+
+
+def test_a_model_that_is_gone_is_one_line(finished: tuple[str, RunFolder], tmp_path: Path) -> None:
+    """Rollouts of an earlier round that are damaged are made again from its model; without that there is no way on."""
+    name, straight = finished
+    with pytest.MonkeyPatch.context() as patch:
+        crash_in_step(5, patch)
+        with pytest.raises(Crash):
+            train(tmp_path, name, "damaged", *ROUNDS)
+    (first, *_) = sorted((tmp_path / "cache").rglob("model.safetensors"), key=lambda file: file.stat().st_mtime_ns)
+    block = next(first.parent.glob("round-*/block-00000.arrow"))
+    content, model = block.read_bytes(), first.read_bytes()
+    block.write_bytes(content[:-7])
+    first.unlink()
+    with pytest.raises(StoreError, match="cannot be read"):
+        train(tmp_path, name, "damaged", resume=True)
+    first.write_bytes(model)
+    outcome, run = train(tmp_path, name, "damaged", resume=True)
+    assert outcome.exit_code == 0 and block.read_bytes() == content
+    expected = weights(straight)
+    for key, value in weights(run).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_drawing_leaves_the_method_as_it_was(finished: tuple[str, RunFolder]) -> None:
+    """Earlier models are put in place to be asked; afterwards weights, modes and gradients are what they were."""
+    name, run = finished
+    seen = []
+    original = Rounds.draw
+
+    def watched(self: Rounds, index: int, model: str | None = None) -> None:
+        def state() -> tuple[Any, ...]:
+            method = self._method
+            grads = [p.requires_grad for p in method.parameters()]
+            return weights_fingerprint(method), [m.training for m in method.modules()], grads, torch.is_grad_enabled()
+
+        before = state()
+        original(self, index, model)
+        assert state() == before
+        seen.append(index)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(Rounds, "draw", watched)
+        train(run.path.parent.parent.parent, name, "watched", *ROUNDS)
+    assert seen == [1, 2]
+
+
+def test_two_processes_share_a_round(tmp_path: Path) -> None:
+    """The same rollouts and densities to the byte, and the same result, from one process and from two."""
+    words = exact_gpt2_words(tmp_path, "method=nado", *ROUNDS, "trainer.progress=false", "rollouts.block_size=1")
+    contents, results = [], []
+    for processes in (1, 2):
+        cache = tmp_path / f"cache{processes}"
+        command = [*words, f"data.cache={cache}", f"trainer.devices={processes}", "trainer.accelerator=cpu", "--json"]
+        done = process("train.py", "exact_world", *command, OMP_NUM_THREADS="1")
+        assert done.code == 0, done.err
+        results.append(done.json)
+        contents.append({file.relative_to(cache): file.read_bytes() for file in cache.rglob("round-000/block-*.arrow")})
+    assert contents[0] == contents[1]
+    for key in ("val/kl_to_optimum", "weights/ess_fraction", "rollouts/success"):
+        assert results[0][key] == pytest.approx(results[1][key], rel=1e-3)
+
+
+def test_rounds_close_more_of_the_gap(tmp_path: Path) -> None:
+    """A rare oracle: as many rollouts and steps, an outcome that one shot is far from."""
+    words = ("task.name=exact_world", "task.vocab_size=8", "task.length=8", "task.required=[2,3]", "task.rarity=-1")
+    words = (*words, "rollouts.max_new_tokens=8", "rollouts.per_prompt=2000", "optim.steps=300", "optim.lr=1e-2")
+    words = (*words, "optim.batch_size=64", "optim.rows_per_prompt=64", "objective.token_ce=0", "network.width=32")
+    once = train(tmp_path, "nado", "once", *words)[0].metrics
+    rounds = train(
+        tmp_path, "nado", "rounds", *words, "rollouts.rounds=6", "targets.weights=balance", "rollouts.base_share=0.1"
+    )[0].metrics
+    assert rounds["weights/effective_positives"] > 5 * once["weights/effective_positives"]
+    assert rounds["val/kl_to_optimum"] < 0.5 * once["val/kl_to_optimum"]
+    error = abs(rounds["rollouts/success_rate"] - rounds["base/success_exact"])
+    assert error < abs(rounds["rollouts/success_rate_high"] - rounds["rollouts/success_rate_low"])
+
+
+def test_too_few_accepted_rollouts_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    train(tmp_path, "nado", "few", "task.required=[2,3]", "rollouts.per_prompt=16")
+    said = " ".join(capsys.readouterr().err.split())
+    assert "too few to trust" in said and "rollouts.rounds" in said
