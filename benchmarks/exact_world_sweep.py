@@ -75,7 +75,7 @@ def run(words: list[str], out: Path) -> dict[str, float]:
     places = [f"runs={out / 'runs'}", f"data.cache={out / 'cache'}", "trainer.progress=false"]
     command = [sys.executable, "train.py", "exact_world", *words, *places, "--json"]
     start = time.monotonic()
-    environment = {"OMP_WAIT_POLICY": "PASSIVE"} | os.environ
+    environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"} | os.environ
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{' '.join(command)}\n{done.stderr[-2000:]}")

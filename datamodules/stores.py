@@ -30,7 +30,8 @@ def train_store(config: Config, base: BaseLM, task: Task) -> RolloutStore:
     """Rollouts of the training prompts, from the configured proposal: all of them, or those of the first round."""
     rollouts = config.rollouts
     proposal = Proposal(rollouts.temperature, rollouts.top_k, rollouts.top_p)
-    return _store(config, base, task, per_prompt=round_sizes(config)[0], proposal=proposal)
+    beam = rollouts.source == "beam"
+    return _store(config, base, task, per_prompt=round_sizes(config)[0], proposal=proposal, beam=beam)
 
 
 def round_stores(

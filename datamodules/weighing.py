@@ -75,6 +75,7 @@ def weighted_rows(drawn: Drawn, targets: TargetConfig) -> tuple[Rows, dict[str, 
     }
     if known := [shape for shape in shapes if not math.isnan(shape)]:
         numbers["weights/pareto_k"] = float(np.mean(known))
+    numbers |= _support(drawn, targets)
     if positives < FEW_POSITIVES:
         log.warning(
             "the rollouts amount to %.1f accepted ones, too few to trust what is learned or estimated from them; "
@@ -82,6 +83,22 @@ def weighted_rows(drawn: Drawn, targets: TargetConfig) -> tuple[Rows, dict[str, 
             positives,
         )
     return rows, numbers
+
+
+def _support(drawn: Drawn, targets: TargetConfig) -> dict[str, float]:
+    """How much of the base proposals that cut something off can draw at all: E_s[p / s] is p of their support."""
+    if not drawn.truncated or targets.weights not in ("importance", "balance"):
+        return {}
+    rollouts = drawn.rollouts
+    log_s_N = drawn.log_s_NJ[np.arange(len(rollouts)), drawn.source_N]
+    ratio_N = np.exp(rollouts.log_p_N - log_s_N)
+    support = float(np.mean([ratio_N[rows_K].mean() for rows_K in rows_by_prompt(rollouts.prompt_index_N)]))
+    log.warning(
+        "rollouts.top_k and top_p leave out what the base says %.0f %% of the time; no weight makes up for that, so "
+        "success rates and R are those of the base cut down to the rest",
+        100 * (1 - min(support, 1.0)),
+    )
+    return {"rollouts/support": support}
 
 
 def _weights(drawn: Drawn, rows_K: np.ndarray, targets: TargetConfig) -> torch.Tensor:

@@ -117,6 +117,8 @@ class RolloutConfig:
     rounds: int = 1
     """Rounds of sampling, spread evenly over the optimiser steps: the first draws from the base, every later one from
     the model trained so far, and from the base too. Needs `targets.weights=balance` (or `importance`)."""
+    until: float = 1.0
+    """Share of the optimiser steps over which the rounds are spread; the steps after it see all rollouts."""
     base_share: float = 0.25
     """Share of the base in the rounds after the first; 0 draws from the model alone, 1 from the base alone."""
     budget: Literal["even", "needed"] = "even"
@@ -128,6 +130,8 @@ class RolloutConfig:
     temperature: float = 1.0
     """Proposal temperature on top of `base.temperature`; above 1 flattens. Needs `targets.weights=importance`
     unless 1."""
+    source: Literal["sample", "beam"] = "sample"
+    """Draw rollouts, or take the `per_prompt` likeliest ones of a beam search (needs `targets.weights=likelihood`)."""
     top_k: int = 0
     """Truncate the proposal to the k likeliest tokens; 0 is off."""
     top_p: float = 1.0

@@ -42,4 +42,5 @@ def round_sizes(config: Config) -> list[int]:
 
 def round_starts(config: Config) -> list[int]:
     """The optimiser step before which each round is drawn."""
-    return [config.optim.steps * index // config.rollouts.rounds for index in range(config.rollouts.rounds)]
+    rollouts = config.rollouts
+    return [int(config.optim.steps * rollouts.until * index / rollouts.rounds) for index in range(rollouts.rounds)]

@@ -46,7 +46,7 @@ RANGES: dict[Test, str] = {
     "objective.support objective.overflow objective.path objective.lookahead optim.norm_steps "
     "optim.weight_decay optim.clip_norm trainer.val_every eval.best_of eval.show",
     FINITE: "task.rarity",
-    SHARE: "rollouts.top_p",
+    SHARE: "rollouts.top_p rollouts.until",
     FRACTION: "rollouts.base_share network.taps objective.norm_taps optim.warmup",
     BELOW_ONE: "lora.dropout optim.betas targets.positives_share objective.floor",
     (lambda x: x >= 1, "must be 1 or more"): "rollouts.budget_cap",
@@ -208,6 +208,9 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
 def _proposal(loaded: Loaded) -> Iterator[str]:
     """Weights have to make up for whatever the rollouts were drawn from."""
     rollouts, targets = loaded.config.rollouts, loaded.config.targets
+    if rollouts.source == "beam":
+        yield from _beam(loaded)
+        return
     off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "rounds": 1}
     changed = [name for name, value in off.items() if getattr(rollouts, name) != value]
     if changed and targets.weights == "uniform":
@@ -216,7 +219,7 @@ def _proposal(loaded: Loaded) -> Iterator[str]:
     if rollouts.rounds > 1:
         yield from _rounds(loaded)
     else:
-        for key in _typed(loaded, "rollouts.base_share", "rollouts.budget", "rollouts.budget_cap"):
+        for key in _typed(loaded, *(f"rollouts.{name}" for name in ("until", "base_share", "budget", "budget_cap"))):
             yield f"{_said(loaded, key)}: ignored, rollouts.rounds=1 has no later round"
     if targets.complement and targets.weights != "likelihood":
         yield f"{_said(loaded, 'targets.complement')}: belongs to targets.weights=likelihood"
@@ -227,14 +230,27 @@ def _proposal(loaded: Loaded) -> Iterator[str]:
         )
 
 
+def _beam(loaded: Loaded) -> Iterator[str]:
+    """A search has no density to weigh by, and takes the base as it is."""
+    rollouts, targets = loaded.config.rollouts, loaded.config.targets
+    if targets.weights != "likelihood":
+        yield f"{_said(loaded, 'rollouts.source')}: a search draws nothing, so set targets.weights=likelihood"
+    if targets.complement:
+        yield f"{_said(loaded, 'targets.complement')}: needs draws from the base, and rollouts.source is beam"
+    for name, value in {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "rounds": 1}.items():
+        if getattr(rollouts, name) != value:
+            yield f"{_said(loaded, f'rollouts.{name}')}: ignored by rollouts.source=beam; leave it at {value}"
+
+
 def _rounds(loaded: Loaded) -> Iterator[str]:
     config, rollouts = loaded.config, loaded.config.rollouts
     if config.method == "sft" and config.sft_data == "references":
         yield f"{_said(loaded, 'rollouts.rounds')}: method=sft with sft_data=references samples nothing to train on"
     if config.targets.weights == "likelihood":
         yield f"{_said(loaded, 'targets.weights')}: likelihood belongs to one round; take balance"
-    if config.optim.steps < rollouts.rounds:
-        yield f"{_said(loaded, 'rollouts.rounds')}: more than optim.steps={config.optim.steps}"
+    if config.optim.steps * rollouts.until < rollouts.rounds:
+        steps = f"optim.steps={config.optim.steps} * rollouts.until={rollouts.until:g}"
+        yield f"{_said(loaded, 'rollouts.rounds')}: more than {steps}"
     if rollouts.per_prompt < 2 * rollouts.rounds:
         yield (
             f"{_said(loaded, 'rollouts.per_prompt')}: a round has to have 2 rollouts for every prompt, so give at "

@@ -256,3 +256,23 @@ def test_accumulation(batch: int, micro: int | None, world: int, expected: int) 
 def test_steps_that_cannot_be_shared_out(batch: int, micro: int | None, world: int) -> None:
     with pytest.raises(ConfigError, match=r"optim\.(batch_size|micro_batch)="):
         accumulation(batch, micro, world)
+
+
+@pytest.mark.parametrize("budget", ["even", "needed"])
+def test_the_budget_of_a_later_round(shared_cache: Path, base: BaseLM, task: Task, budget: str) -> None:
+    settings = {"rollouts__rounds": 2, "rollouts__budget": budget, "rollouts__base_share": 0.25}
+    data = make_data(shared_cache, base, task, targets__weights="balance", **settings)
+    of_base, of_model = data.next_round("some model")
+    assert (of_base.spec.model, of_model.spec.model) == (None, "some model")
+    counts = [of_base.spec.count(p) + of_model.spec.count(p) for p in range(len(task.train_prompts))]
+    assert sum(counts) == 7 * len(counts), "half of 14 for each, on average"
+    assert all(of_base.spec.count(p) == max(1, round(counts[p] / 4)) for p in range(len(counts)))
+    accepted = [int(data.rows.score_N[data.rows.prompt_index_N == p].sum()) for p in range(len(counts))]
+    assert len(set(accepted)) > 2, "prompts differ"
+    if budget == "even":
+        assert counts == [7] * len(counts) and of_base.spec.counts is None
+    else:
+        fewest, most = accepted.index(min(accepted)), accepted.index(max(accepted))
+        assert counts[fewest] > 7 > counts[most]
+    again = data.next_round("some model")
+    assert [store.folder for store in again] == [of_base.folder, of_model.folder]

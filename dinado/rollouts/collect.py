@@ -17,6 +17,7 @@ import numpy as np
 
 from dinado.batch import RolloutBatch
 from dinado.models.scores import adapters
+from dinado.rollouts.beam import beam_search
 from dinado.rollouts.lookahead import likeliest, look_ahead
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 from dinado.rollouts.shard import shard_digest
@@ -115,7 +116,9 @@ def _sample_block(
     # Which model it is does not name the stream: one that differs by rounding then draws the same texts.
     stream = (spec.seed, "rollouts", spec.split, store.round, *(() if spec.model is None else ("model",)))
     uniform_NT = uniforms(spec.block(block), counts, spec.max_new_tokens, *stream)
-    if controlled is None:
+    if spec.beam:
+        samples = beam_search(base, ids_PS, mask_PS, spec.per_prompt, spec.max_new_tokens)
+    elif controlled is None:
         decoder = Decoder(base.model, base.temperature, () if states is None else states.depths)
         samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
     else:

@@ -23,12 +23,14 @@ class Drawn(NamedTuple):
         log_s_NJ: log-probability of each whole response, float64; -inf where a source cannot draw it.
         source_N: which source it did come from.
         count_PJ: how many rollouts each source gave to each prompt, those that were cut off and left out included.
+        truncated: whether every source leaves out some of what the base could say.
     """
 
     rollouts: Rollouts
     log_s_NJ: np.ndarray
     source_N: np.ndarray
     count_PJ: np.ndarray
+    truncated: bool = False
 
 
 def sources_of(stores: Sequence[RolloutStore]) -> list[str]:
@@ -70,9 +72,10 @@ def read_rounds(stores: Sequence[RolloutStore]) -> Drawn:
                 [store.density(source) for store in stores if store.source != source]
             )
         log_s_NJ[own_N == j, j] = everything.log_s_N[own_N == j]
+    truncated = all(store.spec.proposal.truncates for store in stores)
     count_PJ = np.zeros((len(first.spec.prompts), len(sources)), dtype=np.int64)
     np.add.at(count_PJ, (everything.prompt_index_N, own_N), 1)
-    return Drawn(rollouts, log_s_NJ[rollouts.stored_N], own_N[rollouts.stored_N], count_PJ)
+    return Drawn(rollouts, log_s_NJ[rollouts.stored_N], own_N[rollouts.stored_N], count_PJ, truncated)
 
 
 def _is_base(source: str, stores: Sequence[RolloutStore]) -> bool:

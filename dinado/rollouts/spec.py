@@ -34,6 +34,7 @@ class StoreSpec:
         proposal: what is sampled from, relative to the model.
         model: fingerprint of the controlled model that is sampled; None samples the base.
         counts: rollouts of each prompt where they differ, at least 1.
+        beam: search for the K likeliest responses of the base instead of sampling; they have no density.
 
     Raises:
         DataError: there are no prompts.
@@ -49,6 +50,7 @@ class StoreSpec:
     proposal: Proposal = field(default_factory=Proposal)
     model: str | None = None
     counts: tuple[int, ...] | None = None
+    beam: bool = False
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -76,6 +78,7 @@ class StoreSpec:
         """The same for people and for the fingerprint."""
         later: dict[str, Any] = {} if self.model is None else {"model": self.model}
         later |= {} if self.counts is None else {"counts": list(self.counts)}
+        later |= {"beam": True} if self.beam else {}
         return {
             "schema": SCHEMA_VERSION,
             "base": self.base,
@@ -104,7 +107,7 @@ class StoreSpec:
 
 def source_name(spec: StoreSpec) -> str:
     """Names what a store's rollouts were drawn from; equal for stores of one density."""
-    return digest([spec.base, spec.model, asdict(spec.proposal)])
+    return digest([spec.base, spec.model, asdict(spec.proposal), *(["beam"] if spec.beam else [])])
 
 
 def digest(value: Sequence[Any] | dict[str, Any]) -> str:

@@ -1,0 +1,199 @@
+"""What a rollout is worth: one shot against rounds, and every way of weighing, on as many rollouts and steps.
+
+    python benchmarks/sample_efficiency.py --quick --json     one shot and rounds, three worlds; minutes on two cores
+    python benchmarks/sample_efficiency.py                    the tables and the picture of docs/sample_efficiency.md
+
+Finished runs are lines of OUT/results.jsonl and are not repeated; what was stopped goes on where it was. Both sides of
+a ratio have the same objective, network, steps and number of rollouts; they differ in what is drawn and how it is
+weighed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import statistics
+import sys
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from scipy import stats  # noqa: E402
+
+from benchmarks import timing  # noqa: E402
+from benchmarks.exact_world_sweep import WORLD, run  # noqa: E402
+
+METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
+ONE_SHOT, ROUNDS = "one shot", "16 rounds, balance"
+BALANCE = ["targets.weights=balance", "rollouts.base_share=0.1"]
+SCHEMES = {
+    ONE_SHOT: [],
+    "one shot, flattened, importance": ["rollouts.temperature=1.5", "targets.weights=importance"],
+    "one shot, likelihood": ["targets.weights=likelihood"],
+    "one shot, flattened, likelihood": ["rollouts.temperature=1.5", "targets.weights=likelihood"],
+    "one shot, likelihood, complement": ["targets.weights=likelihood", "targets.complement=true"],
+    "4 rounds, balance": [*BALANCE, "rollouts.rounds=4"],
+    ROUNDS: [*BALANCE, "rollouts.rounds=16"],
+    "16 rounds, importance": ["targets.weights=importance", "rollouts.base_share=0.1", "rollouts.rounds=16"],
+    "16 rounds, base alone": ["targets.weights=balance", "rollouts.base_share=1", "rollouts.rounds=16"],
+}
+OBJECTIVE = ["objective.token_ce=0"]
+RATES = {"nado": "6e-3", "dinado_soft": "6e-3", "dinado_merge": "3e-3", "dinado_hard": "6e-3"}
+BUDGETS, RARE, RARER = (2000, 4000, 8000), -1.5, -3.0
+
+
+class Case(NamedTuple):
+    """One run."""
+
+    method: str
+    scheme: str
+    budget: int
+    rarity: float
+    seed: int
+
+    @property
+    def words(self) -> list[str]:
+        """Its command line."""
+        world = [*WORLD, f"task.seed={self.seed}", f"task.rarity={self.rarity:g}", f"rollouts.per_prompt={self.budget}"]
+        return [f"method={self.method}", *world, *OBJECTIVE, f"optim.lr={RATES[self.method]}", *SCHEMES[self.scheme]]
+
+
+def quick_cases() -> list[Case]:
+    """What the ratios and the rarer oracle need, on few worlds."""
+    rare = [Case(m, s, BUDGETS[-1], RARE, seed) for seed in range(3) for m in METHODS for s in (ONE_SHOT, ROUNDS)]
+    return rare + [Case(m, ROUNDS, BUDGETS[-1], RARER, seed) for seed in range(2) for m in METHODS]
+
+
+def all_cases() -> list[Case]:
+    """Every scheme on the full budget, one shot and rounds on smaller ones and on the rarer oracle; five worlds."""
+    cases = []
+    for seed in range(5):
+        for method in METHODS:
+            cases += [Case(method, scheme, BUDGETS[-1], RARE, seed) for scheme in SCHEMES]
+            cases += [Case(method, s, budget, RARE, seed) for s in (ONE_SHOT, ROUNDS) for budget in BUDGETS[:-1]]
+            cases += [Case(method, s, BUDGETS[-1], RARER, seed) for s in (ONE_SHOT, ROUNDS)]
+    return cases
+
+
+class Results:
+    """Finished runs of a folder, by what decided them."""
+
+    def __init__(self, out: Path) -> None:
+        self.out = out
+        self.file = out / "results.jsonl"
+        out.mkdir(parents=True, exist_ok=True)
+        lines = self.file.read_text().splitlines() if self.file.is_file() else []
+        self._rows = {json.dumps(row["words"]): row for row in map(json.loads, lines)}
+
+    def fill(self, cases: Sequence[Case], jobs: int) -> None:
+        """Run what is missing, so many at a time; one that fails stops the rest."""
+        missing = [case for case in cases if json.dumps(case.words) not in self._rows]
+        with ThreadPoolExecutor(jobs) as pool:
+            done = pool.map(lambda case: (case, run(case.words, self.out)), missing)
+            for index, (case, numbers) in enumerate(done, 1):
+                row = case._asdict() | numbers | {"words": case.words}
+                self._rows[json.dumps(case.words)] = row
+                with self.file.open("a") as stream:
+                    stream.write(json.dumps(row) + "\n")
+                where = f"rarity {case.rarity:g}, world {case.seed}, {case.budget} rollouts"
+                distance = f"KL(q*||q) {row['val/kl_to_optimum']:.3f}, {row['seconds']:.0f} s"
+                print(f"[{index}/{len(missing)}] {case.method}, {case.scheme}, {where}: {distance}", flush=True)
+
+    def column(self, key: str, cases: Sequence[Case]) -> list[float]:
+        """One number of each case."""
+        return [self._rows[json.dumps(case.words)][key] for case in cases]
+
+
+def geometric(values: Sequence[float]) -> tuple[float, float, float]:
+    """Geometric mean with its 95 % interval, from Student's t on the logarithms."""
+    logs = [math.log(value) for value in values]
+    mean = statistics.fmean(logs)
+    if len(logs) < 2:
+        return math.exp(mean), math.nan, math.nan
+    half = float(stats.t.ppf(0.975, len(logs) - 1)) * statistics.stdev(logs) / math.sqrt(len(logs))
+    return math.exp(mean), math.exp(mean - half), math.exp(mean + half)
+
+
+def headline(results: Results, cases: Sequence[Case]) -> dict[str, float]:
+    """How much closer rounds come than one shot, and how much of the gap they close where the oracle is rarer still."""
+    numbers = {}
+    for method in METHODS:
+        name = method.removeprefix("dinado_")
+        rare = [c for c in cases if (c.method, c.budget, c.rarity) == (method, BUDGETS[-1], RARE)]
+        once, rounds = (
+            results.column("val/kl_to_optimum", [c for c in rare if c.scheme == scheme])
+            for scheme in (ONE_SHOT, ROUNDS)
+        )
+        numbers[f"kl_ratio_{name}"] = geometric([b / a for a, b in zip(once, rounds, strict=True)])[0]
+    for method in METHODS:
+        rarer = [c for c in cases if (c.method, c.scheme, c.rarity) == (method, ROUNDS, RARER)]
+        gaps = results.column("val/gap_closed", rarer)
+        numbers[f"gap_closed_rarity3_{method.removeprefix('dinado_')}"] = statistics.fmean(gaps)
+    return numbers
+
+
+def table(results: Results, cases: Sequence[Case]) -> list[dict[str, object]]:
+    """A line for each scheme, budget and rarity: KL(q*||q) of each method, geometric means with intervals."""
+    groups = dict.fromkeys((case.rarity, case.scheme, case.budget) for case in cases)
+    lines = []
+    for rarity, scheme, budget in groups:
+        line: dict[str, object] = {"rarity": f"{rarity:g}", "rollouts": budget, "scheme": scheme}
+        for method in METHODS:
+            mine = [c for c in cases if c[:4] == (method, scheme, budget, rarity)]
+            mean, low, high = geometric(results.column("val/kl_to_optimum", mine))
+            line[method] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
+        lines.append(line)
+    return lines
+
+
+def draw(results: Results, cases: Sequence[Case], file: Path) -> None:
+    """KL(q*||q) against the number of rollouts, one shot and rounds side by side."""
+    import matplotlib
+
+    matplotlib.use("svg")
+    import matplotlib.pyplot as plt
+
+    plt.rcParams["svg.hashsalt"] = "sample_efficiency"
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
+    for axis, scheme in zip(axes, (ONE_SHOT, ROUNDS), strict=True):
+        for method in METHODS:
+            points = []
+            for budget in BUDGETS:
+                mine = [c for c in cases if c[:4] == (method, scheme, budget, RARE)]
+                points.append(geometric(results.column("val/kl_to_optimum", mine)))
+            mean, low, high = zip(*points, strict=True)
+            errors = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
+            axis.errorbar(BUDGETS, mean, errors, marker="o", capsize=3, label=method)
+        axis.set(title=scheme, xlabel="rollouts", xscale="log", yscale="log", xticks=BUDGETS)
+        axis.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
+        axis.minorticks_off()
+    axes[0].set_ylabel("KL(q*||q), nats")
+    axes[1].legend()
+    figure.savefig(file, metadata={"Date": None})
+
+
+def main() -> int:
+    """Run what is missing, print the tables, and draw the picture."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--quick", action="store_true", help="the headline numbers only, on few worlds")
+    parser.add_argument("--jobs", type=timing.whole, default=2, help="runs at a time, a thread each (default 2)")
+    parser.add_argument("--json", action="store_true", help="the headline numbers as JSON on the last line")
+    parser.add_argument("--out", type=Path, default=ROOT / "runs" / "sample_efficiency", help="results and their cache")
+    parser.add_argument("--figure", type=Path, help="where to draw the picture (not with --quick)")
+    arguments = parser.parse_args()
+    cases = quick_cases() if arguments.quick else all_cases()
+    results = Results(arguments.out.resolve())
+    results.fill(cases, arguments.jobs)
+    timing.show(table(results, cases))
+    if arguments.figure is not None and not arguments.quick:
+        draw(results, cases, arguments.figure)
+    return timing.finish(headline(results, cases), arguments.json)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,53 @@
+"""The likeliest responses of a base by beam search, in the form of samples.
+
+Axes: P prompts, S prompt tokens, K responses a prompt, L all tokens.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from transformers import LogitsProcessorList, TemperatureLogitsWarper
+
+from dinado.batch import RolloutBatch
+from dinado.models.base_lm import BaseLM
+from dinado.rollouts.sampler import Samples
+
+
+@torch.no_grad()
+def beam_search(base: BaseLM, ids_PS: Tensor, mask_PS: Tensor, num_beams: int, max_new_tokens: int) -> Samples:
+    """The K responses that a beam of K ends with, likeliest first; a search draws nothing, so ``log_s`` is 0.
+
+    Hypotheses are compared by their log-probability as it is, without a penalty on length. Where the vocabulary is too
+    small for K different ones, some come twice.
+    """
+    processors = LogitsProcessorList([TemperatureLogitsWarper(base.temperature)] if base.temperature != 1.0 else [])
+    out_NL = base.model.generate(
+        ids_PS,
+        attention_mask=mask_PS,
+        num_beams=num_beams,
+        num_return_sequences=num_beams,
+        do_sample=False,
+        length_penalty=0.0,
+        max_new_tokens=max_new_tokens,
+        eos_token_id=list(base.eos_ids),
+        pad_token_id=base.pad_id,
+        logits_processor=processors,
+        renormalize_logits=True,
+    )
+    tokens = [_until_end(row, base.eos_ids) for row in out_NL[:, ids_PS.shape[1] :].tolist()]
+    prompt_of = [prompt for prompt in range(len(ids_PS)) for _ in range(num_beams)]
+    log_p = base.log_probs(RolloutBatch.unjudged(ids_PS, mask_PS, prompt_of, tokens)).tolist()
+    return Samples(
+        tokens=tokens,
+        log_p=[row[: len(response)] for row, response in zip(log_p, tokens, strict=True)],
+        log_s=[[0.0] * len(response) for response in tokens],
+        finished=[response[-1] in base.eos_ids for response in tokens],
+        prompt_of=prompt_of,
+    )
+
+
+def _until_end(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
+    """Up to the first end-of-sequence token, that one included; what follows is padding."""
+    ends = [index for index, token in enumerate(tokens) if token in eos_ids]
+    return tokens[: ends[0] + 1] if ends else tokens
