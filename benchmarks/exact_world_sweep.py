@@ -50,7 +50,15 @@ SETTINGS: dict[str, list[str]] = {
 }
 WORLD = ["task.vocab_size=12", "task.length=10", "task.required=[3,7]"]
 QUICK = ["optim.steps=40", "rollouts.per_prompt=1000", "eval.exact_samples=200", "eval.samples_per_prompt=200"]
-KEPT = ("val/gap_closed", "val/kl_to_optimum", "val/kl_to_optimum_se", "val/success", "reg/forward_consistency")
+KEPT = (
+    "val/gap_closed",
+    "val/kl_to_optimum",
+    "val/kl_to_optimum_se",
+    "val/success",
+    "reg/forward_consistency",
+    "weights/effective_positives",
+    "base/kl_to_optimum",
+)
 
 
 def combinations(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[str]]]:
@@ -70,10 +78,10 @@ def combinations(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], lis
         yield names, words
 
 
-def run(words: list[str], out: Path) -> dict[str, float]:
+def run(words: list[str], out: Path, experiment: str = "exact_world") -> dict[str, float]:
     """One training run in a process of its own; raises RuntimeError with the end of its output if it fails."""
     places = [f"runs={out / 'runs'}", f"data.cache={out / 'cache'}", "trainer.progress=false"]
-    command = [sys.executable, "train.py", "exact_world", *words, *places, "--json"]
+    command = [sys.executable, "train.py", experiment, *words, *places, "--json"]
     start = time.monotonic()
     environment = {"OMP_WAIT_POLICY": "PASSIVE", "OMP_NUM_THREADS": "1"} | os.environ
     done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)

@@ -28,23 +28,23 @@ from scipy import stats  # noqa: E402
 from benchmarks import timing  # noqa: E402
 from benchmarks.exact_world_sweep import WORLD, run  # noqa: E402
 
+EXPERIMENT = "exact_world_rounds"
 METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 ONE_SHOT, ROUNDS = "one shot", "16 rounds, balance"
-BALANCE = ["targets.weights=balance", "rollouts.base_share=0.1"]
+ONE = ["rollouts.rounds=1"]
+FLATTENED = [*ONE, "rollouts.temperature=1.5"]
 SCHEMES = {
-    ONE_SHOT: [],
-    "one shot, flattened, importance": ["rollouts.temperature=1.5", "targets.weights=importance"],
-    "one shot, likelihood": ["targets.weights=likelihood"],
-    "one shot, flattened, likelihood": ["rollouts.temperature=1.5", "targets.weights=likelihood"],
-    "one shot, likelihood, complement": ["targets.weights=likelihood", "targets.complement=true"],
-    "4 rounds, balance": [*BALANCE, "rollouts.rounds=4"],
-    ROUNDS: [*BALANCE, "rollouts.rounds=16"],
-    "16 rounds, importance": ["targets.weights=importance", "rollouts.base_share=0.1", "rollouts.rounds=16"],
-    "16 rounds, base alone": ["targets.weights=balance", "rollouts.base_share=1", "rollouts.rounds=16"],
+    ONE_SHOT: [*ONE, "targets.weights=uniform"],
+    "one shot, flattened, importance": [*FLATTENED, "targets.weights=importance"],
+    "one shot, likelihood": [*ONE, "targets.weights=likelihood"],
+    "one shot, flattened, likelihood": [*FLATTENED, "targets.weights=likelihood"],
+    "one shot, likelihood, complement": [*ONE, "targets.weights=likelihood", "targets.complement=true"],
+    "4 rounds, balance": ["rollouts.rounds=4"],
+    ROUNDS: [],
+    "16 rounds, importance": ["targets.weights=importance"],
 }
-OBJECTIVE = ["objective.token_ce=0"]
-RATES = {"nado": "6e-3", "dinado_soft": "6e-3", "dinado_merge": "3e-3", "dinado_hard": "6e-3"}
 BUDGETS, RARE, RARER = (2000, 4000, 8000), -1.5, -3.0
+WORLDS, FEW_WORLDS = range(5), range(3)
 
 
 class Case(NamedTuple):
@@ -60,24 +60,23 @@ class Case(NamedTuple):
     def words(self) -> list[str]:
         """Its command line."""
         world = [*WORLD, f"task.seed={self.seed}", f"task.rarity={self.rarity:g}", f"rollouts.per_prompt={self.budget}"]
-        return [f"method={self.method}", *world, *OBJECTIVE, f"optim.lr={RATES[self.method]}", *SCHEMES[self.scheme]]
+        return [f"method={self.method}", *world, *SCHEMES[self.scheme]]
 
 
 def quick_cases() -> list[Case]:
-    """What the ratios and the rarer oracle need, on few worlds."""
-    rare = [Case(m, s, BUDGETS[-1], RARE, seed) for seed in range(3) for m in METHODS for s in (ONE_SHOT, ROUNDS)]
-    return rare + [Case(m, ROUNDS, BUDGETS[-1], RARER, seed) for seed in range(2) for m in METHODS]
+    """What the headline needs, on few worlds."""
+    rare = [Case(m, s, BUDGETS[-1], RARE, seed) for seed in FEW_WORLDS for m in METHODS for s in (ONE_SHOT, ROUNDS)]
+    return rare + [Case(m, ROUNDS, BUDGETS[-1], RARER, seed) for seed in FEW_WORLDS for m in METHODS]
 
 
 def all_cases() -> list[Case]:
-    """Every scheme on the full budget, one shot and rounds on smaller ones and on the rarer oracle; five worlds."""
-    cases = []
-    for seed in range(5):
-        for method in METHODS:
-            cases += [Case(method, scheme, BUDGETS[-1], RARE, seed) for scheme in SCHEMES]
-            cases += [Case(method, s, budget, RARE, seed) for s in (ONE_SHOT, ROUNDS) for budget in BUDGETS[:-1]]
-            cases += [Case(method, s, BUDGETS[-1], RARER, seed) for s in (ONE_SHOT, ROUNDS)]
-    return cases
+    """One shot and rounds on five worlds of either rarity; other schemes and smaller budgets on three."""
+    both = (ONE_SHOT, ROUNDS)
+    cases = [Case(m, s, BUDGETS[-1], r, seed) for r in (RARE, RARER) for seed in WORLDS for m in METHODS for s in both]
+    others = [scheme for scheme in SCHEMES if scheme not in both]
+    cases += [Case(m, scheme, BUDGETS[-1], RARE, seed) for scheme in others for seed in FEW_WORLDS for m in METHODS]
+    smaller = BUDGETS[:-1]
+    return cases + [Case(m, s, b, RARE, seed) for b in smaller for seed in FEW_WORLDS for m in METHODS for s in both]
 
 
 class Results:
@@ -94,7 +93,7 @@ class Results:
         """Run what is missing, so many at a time; one that fails stops the rest."""
         missing = [case for case in cases if json.dumps(case.words) not in self._rows]
         with ThreadPoolExecutor(jobs) as pool:
-            done = pool.map(lambda case: (case, run(case.words, self.out)), missing)
+            done = pool.map(lambda case: (case, run(case.words, self.out, EXPERIMENT)), missing)
             for index, (case, numbers) in enumerate(done, 1):
                 row = case._asdict() | numbers | {"words": case.words}
                 self._rows[json.dumps(case.words)] = row

@@ -140,6 +140,8 @@ def dry_run(config: Config) -> None:
     for store in stores_of_run(config, base, task):
         missing, everything = store.spec.num_rollouts(store.missing_blocks()), store.spec.num_rollouts()
         console.print(f"{store.spec.split} rollouts: {everything - missing} of {everything} stored in {store.folder}")
+    if config.rollouts.rounds > 1:
+        console.print(f"{config.rollouts.rounds - 1} more rounds of train rollouts, from the model as it will be then")
     optim = config.optim
     amount = f"{optim.batch_size} rollouts" if optim.batch_tokens is None else f"{optim.batch_tokens} response tokens"
     console.print(
