@@ -115,15 +115,21 @@ class StratifiedPlan:
         rows: where the strata point into.
         strata_N: disjoint sets of rows.
         budgets: what each stratum puts into a step.
-        rows_per_prompt, seed: see :class:`BatchPlan`.
+        rows_per_prompt, seed, name: see :class:`BatchPlan`.
     """
 
     def __init__(
-        self, rows: Rows, strata_N: Sequence[np.ndarray], budgets: Sequence[Budget], rows_per_prompt: int, seed: int
+        self,
+        rows: Rows,
+        strata_N: Sequence[np.ndarray],
+        budgets: Sequence[Budget],
+        rows_per_prompt: int,
+        seed: int,
+        name: str = "batches",
     ) -> None:
         self._length_N = rows.length_N
         self._plans = [
-            BatchPlan(rows, use_N, budget, rows_per_prompt, seed, f"batches of stratum {index}")
+            BatchPlan(rows, use_N, budget, rows_per_prompt, seed, f"{name} of stratum {index}")
             for index, (use_N, budget) in enumerate(zip(strata_N, budgets, strict=True))
         ]
 

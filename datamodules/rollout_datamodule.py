@@ -14,8 +14,10 @@ from lightning import LightningDataModule
 
 from datamodules.batching import EncodedPrompts, collate, held_out_batches
 from datamodules.budgets import needed_counts
+from datamodules.loaders import HeldOutLoader, TrainLoader
 from datamodules.lookahead import with_lookahead
-from datamodules.plans import BatchPlan, Budget, StratifiedPlan, micro_batches, split_step, stratum_weights
+from datamodules.planning import budget_of, plan_of
+from datamodules.plans import micro_batches, split_step
 from datamodules.references import rows_of_references
 from datamodules.rows import Rows, equal_rows, rows_by_prompt
 from datamodules.states import state_store, with_states
@@ -39,56 +41,6 @@ from experiments.derived import round_sizes, round_starts
 
 if TYPE_CHECKING:
     from experiments.config import Config
-
-POSITIVE_ABOVE = 0.5
-"""Score above which a rollout is imitated."""
-
-
-class TrainLoader:
-    """The micro-batches of one process, from the optimiser step that training has reached to the last one.
-
-    Its length counts them all, also those before the start: Lightning counts on from where a checkpoint was.
-    """
-
-    def __init__(self, data: RolloutDataModule) -> None:
-        self._data = data
-
-    def __len__(self) -> int:
-        return self._data.config.optim.steps * self._data.accumulation
-
-    def __iter__(self) -> Iterator[RolloutBatch]:
-        parts = self._data.accumulation
-        for step in range(self._data.steps_done, self._data.config.optim.steps):
-            self._data.reach(step)
-            for index, batch in enumerate(self._data.batches(step, step + 1, parts)):
-                # Counted when the last one leaves: a checkpoint is taken before the next one is asked for.
-                if index + 1 == parts:
-                    self._data.steps_done = step + 1
-                yield batch
-
-    def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is in the data module's state, but Lightning warns about loaders without one."""
-        return {}
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """See :meth:`RolloutDataModule.load_state_dict`."""
-
-
-class HeldOutLoader:
-    """Every held-out rollout once over all processes, whole prompts together; as many batches on each process.
-
-    ``weight_total`` is the sum of the batch's own weights, and 0 on a filler.
-    """
-
-    def __init__(self, data: RolloutDataModule, batches: list[np.ndarray | None]) -> None:
-        self._data = data
-        self._batches = batches
-
-    def __len__(self) -> int:
-        return len(self._batches)
-
-    def __iter__(self) -> Iterator[RolloutBatch]:
-        return map(self._data.val_batch, self._batches)
 
 
 class RolloutDataModule(LightningDataModule):
@@ -174,12 +126,8 @@ class RolloutDataModule(LightningDataModule):
         """Rows of all rounds so far, and the plan that serves them from where this round begins."""
         config = self.config
         self.rows = self._train_rows()
-        use_N = np.arange(len(self.rows))
-        if config.method == "sft" and uses_rollouts(config):
-            use_N = np.flatnonzero(self.rows.score_N > POSITIVE_ABOVE)
-        self._check_enough(use_N)
-        stratified = config.targets.positives_share > 0 and config.method != "sft"
-        self._plan = self._stratified() if stratified else self._as_they_come(use_N)
+        parts = self._place()[1] * self.accumulation
+        self.rows, self._plan = plan_of(self.rows, config, parts, len(self.models))
 
     @property
     def accumulation(self) -> int:
@@ -197,14 +145,14 @@ class RolloutDataModule(LightningDataModule):
         for step in range(start, stop):
             row_N = self._plan.step(step - first)
             weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))
-            length_N = self.rows.length_N[row_N] if self._budget.by_tokens else None
+            length_N = self.rows.length_N[row_N] if budget_of(self.config).by_tokens else None
             for row_B in split_step(row_N, rank, world_size, parts, length_N):
                 yield self.train_batch(row_B, weight_total)
 
     def val_dataloader(self) -> HeldOutLoader:
         """Every held-out rollout once."""
         rank, world_size = self._place()
-        rows = self._budget.rows(self.val_rows.length_N) / (world_size * self.accumulation)
+        rows = budget_of(self.config).rows(self.val_rows.length_N) / (world_size * self.accumulation)
         return HeldOutLoader(self, held_out_batches(self.val_rows.prompt_index_N, rank, world_size, int(rows)))
 
     def state_dict(self) -> dict[str, Any]:
@@ -259,66 +207,6 @@ class RolloutDataModule(LightningDataModule):
         states = [state_store(config, self._base, store) for store in self.stores]
         return with_states(rows, drawn.rollouts, [kept for kept in states if kept is not None])
 
-    def _as_they_come(self, use_N: np.ndarray) -> BatchPlan | StratifiedPlan:
-        optim, name = self.config.optim, "".join(("batches", *(f" of round {n}" for n in [len(self.models)] if n)))
-        return BatchPlan(self.rows, use_N, self._budget, optim.rows_per_prompt, self.config.seed, name)
-
-    def _stratified(self) -> BatchPlan | StratifiedPlan:
-        """A fixed number of accepted rollouts in every step, everything reweighted to keep the loss's expectation."""
-        optim, share = self.config.optim, self.config.targets.positives_share
-        accepted_N = self.rows.score_N > POSITIVE_ABOVE
-        strata = [np.flatnonzero(accepted_N), np.flatnonzero(~accepted_N)]
-        accepted = self._budget.share(share)
-        budgets = [accepted, Budget(self._budget.amount - accepted.amount, accepted.by_tokens)]
-        key, unit = ("batch_tokens", "tokens of ") if accepted.by_tokens else ("batch_size", "")
-        for rows_N, budget, name in zip(strata, budgets, ("accepted", "rejected"), strict=True):
-            there = self._amount(rows_N)
-            longest = int(self.rows.length_N[rows_N].max(initial=0))
-            if budget.by_tokens and longest > budget.amount:
-                raise DataError(
-                    f"targets.positives_share={share} leaves {budget.amount} tokens of a step to {name} rollouts and "
-                    f"the longest has {longest}; change it, or raise optim.batch_tokens"
-                )
-            if there < budget.amount:
-                raise DataError(
-                    f"targets.positives_share={share} asks for {budget.amount} {unit}{name} rollouts "
-                    f"in a step and there are {there}; change it, lower optim.{key}, or raise rollouts.per_prompt"
-                )
-        counts = [budget.rows(self.rows.length_N[rows_N]) for rows_N, budget in zip(strata, budgets, strict=True)]
-        for rows_N, weight in zip(strata, stratum_weights(strata, counts), strict=True):
-            self.rows.weight_N[rows_N] *= weight
-        return StratifiedPlan(self.rows, strata, budgets, optim.rows_per_prompt, self.config.seed)
-
-    def _amount(self, use_N: np.ndarray) -> int:
-        """How much these rows are of what a budget counts."""
-        return int(self.rows.length_N[use_N].sum()) if self._budget.by_tokens else len(use_N)
-
-    def _check_enough(self, use_N: np.ndarray) -> None:
-        """An optimiser step never holds a row twice, and has one for every micro-batch of every process."""
-        optim, parts = self.config.optim, self._place()[1] * self.accumulation
-        count = self._amount(use_N)
-        if self._budget.by_tokens and count >= self._budget.amount:
-            longest = int(self.rows.length_N[use_N].max())
-            # Every stratum may fall short of its budget by nearly a response.
-            strata = 2 if self.config.targets.positives_share > 0 and self.config.method != "sft" else 1
-            if longest * (parts + strata if parts > 1 else 1) > self._budget.amount:
-                raise DataError(
-                    f"optim.batch_tokens={optim.batch_tokens} cut into {parts} is too few for responses of up to "
-                    f"{longest} tokens; raise it"
-                )
-            return
-        if not self._budget.by_tokens and count >= self._budget.amount:
-            return
-        name, fix = "training rollouts", "raise rollouts.per_prompt or data.train_prompts"
-        if self.config.method == "sft" and uses_rollouts(self.config):
-            name = f"of {len(self.rows)} training rollouts that the oracle accepts"
-        elif not uses_rollouts(self.config):
-            name, fix = "references", "raise data.train_prompts"
-        key, unit = ("batch_tokens", "tokens of ") if self._budget.by_tokens else ("batch_size", "")
-        raise DataError(
-            f"there are {count} {unit}{name}, fewer than optim.{key}={self._budget.amount}; {fix}, or lower optim.{key}"
-        )
-
     def _order(self) -> dict[str, Any]:
         """Settings that decide which rows the next micro-batch holds."""
         optim = self.config.optim
@@ -331,11 +219,6 @@ class RolloutDataModule(LightningDataModule):
             "training rows": len(self.rows),
             "rollouts": " ".join(store.spec.fingerprint for store in self.stores),
         }
-
-    @property
-    def _budget(self) -> Budget:
-        optim = self.config.optim
-        return Budget(optim.batch_size) if optim.batch_tokens is None else Budget(optim.batch_tokens, by_tokens=True)
 
     def _place(self) -> tuple[int, int]:
         """Rank and number of processes."""
