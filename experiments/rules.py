@@ -17,8 +17,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dinado.errors import ConfigError
-from experiments import schema
+from experiments import rollout_rules, schema
 from experiments.derived import EXACT_TASKS, depths_read, resolved_parameters
+from experiments.origins import said, typed, weaker
 
 if TYPE_CHECKING:
     from experiments.loader import Loaded
@@ -63,7 +64,7 @@ def check(loaded: Loaded) -> None:
         _horizon,
         _parameters,
         _ignored_by_method,
-        _proposal,
+        rollout_rules.proposal,
         _objective,
         _batch,
         _task,
@@ -73,35 +74,13 @@ def check(loaded: Loaded) -> None:
             raise ConfigError(problem)
 
 
-def _said(loaded: Loaded, key: str) -> str:
-    return f"{loaded.provenance[key]}: {key}={_text(schema.get(loaded.config, key))}"
-
-
-def _text(value: Any) -> str:
-    if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
-
-
-def _typed(loaded: Loaded, *prefixes: str) -> list[str]:
-    """Keys under the prefixes (or equal to them) that the command line sets."""
-    typed = [key for key, source in loaded.provenance.items() if source == loaded.layers[-1]]
-    return [key for key in typed if any(key == prefix or key.startswith(f"{prefix}.") for prefix in prefixes)]
-
-
-def _weaker(loaded: Loaded, key: str, *others: str) -> bool:
-    """Whether a key was set by a weaker layer than one of the others."""
-    rank, *ranks = (loaded.layers.index(loaded.provenance[name]) for name in (key, *others))
-    return rank < max(ranks)
-
-
 def _ranges(loaded: Loaded) -> Iterator[str]:
     for (test, text), keys in RANGES.items():
         for key in keys.split():
             value = schema.get(loaded.config, key)
             items = value if isinstance(value, list | tuple) else [] if value is None else [value]
             if not all(map(test, items)):
-                yield f"{_said(loaded, key)}: {text}"
+                yield f"{said(loaded, key)}: {text}"
 
 
 def _ignored_choices(loaded: Loaded) -> Iterator[str]:
@@ -114,8 +93,8 @@ def _ignored_choices(loaded: Loaded) -> Iterator[str]:
             source, chooser = (loaded.layers.index(loaded.provenance[key]) for key in (leaf.key, choice.key))
             if not owners or chosen in owners or source == 0:
                 continue
-            if _typed(loaded, leaf.key) or (source >= chooser and schema.get(loaded.config, leaf.key) != leaf.default):
-                yield f"{_said(loaded, leaf.key)}: ignored by {choice.key}={chosen}, it belongs to {', '.join(owners)}"
+            if typed(loaded, leaf.key) or (source >= chooser and schema.get(loaded.config, leaf.key) != leaf.default):
+                yield f"{said(loaded, leaf.key)}: ignored by {choice.key}={chosen}, it belongs to {', '.join(owners)}"
             schema.put(loaded.config, leaf.key, copy.copy(leaf.default))
             loaded.provenance[leaf.key] = loaded.layers[0]
 
@@ -125,8 +104,8 @@ def _horizon(loaded: Loaded) -> Iterator[str]:
     if loaded.config.task.name not in EXACT_TASKS:
         return
     for key, value in (("rollouts.max_new_tokens", loaded.config.task.length), ("rollouts.truncated", "score")):
-        if _typed(loaded, key) and schema.get(loaded.config, key) != value:
-            yield f"{_said(loaded, key)}: in an exact world it is always {value}; leave it out"
+        if typed(loaded, key) and schema.get(loaded.config, key) != value:
+            yield f"{said(loaded, key)}: in an exact world it is always {value}; leave it out"
         schema.put(loaded.config, key, value)
 
 
@@ -136,12 +115,12 @@ def _parameters(loaded: Loaded) -> Iterator[str]:
     trainable = allowed.get(config.method, ("lora", "full"))
     if config.task.name == "exact_world":
         trainable = ("network",)
-    if resolved_parameters(config) not in trainable and _weaker(loaded, "parameters", "method", "task.name"):
+    if resolved_parameters(config) not in trainable and weaker(loaded, "parameters", "method", "task.name"):
         # A file chose it for its own method; the command line asks for another.
         config.parameters = "auto"
     if resolved_parameters(config) not in trainable:
         why = "task.name=exact_world has no weights to adapt" if config.task.name == "exact_world" else config.method
-        yield f"{_said(loaded, 'parameters')}: {why}; use {' or '.join((*trainable, 'auto'))}"
+        yield f"{said(loaded, 'parameters')}: {why}; use {' or '.join((*trainable, 'auto'))}"
 
 
 def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
@@ -199,66 +178,10 @@ def _ignored_by_method(loaded: Loaded) -> Iterator[str]:
         if config.base.temperature == 1.0:
             unread["base.temperature"] = "at 1 the temperature of base.run stays; any other value replaces it"
     for prefix, reason in unread.items():
-        for key in _typed(loaded, prefix) if reason else ():
-            yield f"{_said(loaded, key)}: ignored, {reason}"
-    if len(_typed(loaded, "base.run", "base.name")) == 2 and config.base.run is not None:
-        yield f"{_said(loaded, 'base.name')}: ignored, base.run replaces it; give one of them"
-
-
-def _proposal(loaded: Loaded) -> Iterator[str]:
-    """Weights have to make up for whatever the rollouts were drawn from."""
-    rollouts, targets = loaded.config.rollouts, loaded.config.targets
-    if rollouts.source == "beam":
-        yield from _beam(loaded)
-        return
-    off = {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "rounds": 1}
-    changed = [name for name, value in off.items() if getattr(rollouts, name) != value]
-    if changed and targets.weights == "uniform":
-        fit = "balance" if rollouts.rounds > 1 else "importance"
-        yield f"{_said(loaded, f'rollouts.{changed[0]}')}: the proposal is not the base, so set targets.weights={fit}"
-    if rollouts.rounds > 1:
-        yield from _rounds(loaded)
-    else:
-        for key in _typed(loaded, *(f"rollouts.{name}" for name in ("until", "base_share", "budget", "budget_cap"))):
-            yield f"{_said(loaded, key)}: ignored, rollouts.rounds=1 has no later round"
-    if targets.complement and targets.weights != "likelihood":
-        yield f"{_said(loaded, 'targets.complement')}: belongs to targets.weights=likelihood"
-    if targets.complement and changed:
-        yield (
-            f"{_said(loaded, f'rollouts.{changed[0]}')}: targets.complement needs rollouts from the base; "
-            "set targets.complement=false"
-        )
-
-
-def _beam(loaded: Loaded) -> Iterator[str]:
-    """A search has no density to weigh by, and takes the base as it is."""
-    rollouts, targets = loaded.config.rollouts, loaded.config.targets
-    if targets.weights != "likelihood":
-        yield f"{_said(loaded, 'rollouts.source')}: a search draws nothing, so set targets.weights=likelihood"
-    if targets.complement:
-        yield f"{_said(loaded, 'targets.complement')}: needs draws from the base, and rollouts.source is beam"
-    for name, value in {"temperature": 1.0, "top_k": 0, "top_p": 1.0, "rounds": 1}.items():
-        if getattr(rollouts, name) != value:
-            yield f"{_said(loaded, f'rollouts.{name}')}: ignored by rollouts.source=beam; leave it at {value}"
-
-
-def _rounds(loaded: Loaded) -> Iterator[str]:
-    config, rollouts = loaded.config, loaded.config.rollouts
-    if config.method == "sft" and config.sft_data == "references":
-        yield f"{_said(loaded, 'rollouts.rounds')}: method=sft with sft_data=references samples nothing to train on"
-    if config.targets.weights == "likelihood":
-        yield f"{_said(loaded, 'targets.weights')}: likelihood belongs to one round; take balance"
-    if config.optim.steps * rollouts.until < rollouts.rounds:
-        steps = f"optim.steps={config.optim.steps} * rollouts.until={rollouts.until:g}"
-        yield f"{_said(loaded, 'rollouts.rounds')}: more than {steps}"
-    if rollouts.per_prompt < 2 * rollouts.rounds:
-        yield (
-            f"{_said(loaded, 'rollouts.per_prompt')}: a round has to have 2 rollouts for every prompt, so give at "
-            f"least {2 * rollouts.rounds} for rollouts.rounds={rollouts.rounds}"
-        )
-    if rollouts.budget == "even":
-        for key in _typed(loaded, "rollouts.budget_cap"):
-            yield f"{_said(loaded, key)}: ignored, it belongs to rollouts.budget=needed"
+        for key in typed(loaded, prefix) if reason else ():
+            yield f"{said(loaded, key)}: ignored, {reason}"
+    if len(typed(loaded, "base.run", "base.name")) == 2 and config.base.run is not None:
+        yield f"{said(loaded, 'base.name')}: ignored, base.run replaces it; give one of them"
 
 
 def _objective(loaded: Loaded) -> Iterator[str]:
@@ -266,31 +189,31 @@ def _objective(loaded: Loaded) -> Iterator[str]:
     learns = objective.token_ce or objective.terminal_ce or (objective.value_ce and objective.regulariser)
     learns = learns or objective.lookahead
     if config.method != "sft" and not learns:
-        yield f"{_said(loaded, 'objective.token_ce')}: objective.terminal_ce is 0 too, so nothing is learned"
+        yield f"{said(loaded, 'objective.token_ce')}: objective.terminal_ce is 0 too, so nothing is learned"
     if config.method in ("dinado_soft", "dinado_merge") and objective.norm == "mean" and objective.support:
-        yield f"{_said(loaded, 'objective.support')}: ignored by objective.norm=mean; set objective.support=0"
+        yield f"{said(loaded, 'objective.support')}: ignored by objective.norm=mean; set objective.support=0"
     if not objective.norm_taps:
-        yield f"{_said(loaded, 'objective.norm_taps')}: the norm head needs at least one depth, such as [1.0]"
+        yield f"{said(loaded, 'objective.norm_taps')}: the norm head needs at least one depth, such as [1.0]"
     if resolved_parameters(config) == "network":
         if config.network.width % config.network.heads:
-            yield f"{_said(loaded, 'network.width')}: not divisible by network.heads={config.network.heads}"
+            yield f"{said(loaded, 'network.width')}: not divisible by network.heads={config.network.heads}"
         if config.network.pointer and config.network.head != "tied":
-            yield f"{_said(loaded, 'network.pointer')}: it points into the base's embeddings; set network.head=tied"
+            yield f"{said(loaded, 'network.pointer')}: it points into the base's embeddings; set network.head=tied"
         if not config.network.taps:
-            yield f"{_said(loaded, 'network.taps')}: the network needs at least one layer of the base, such as [1.0]"
+            yield f"{said(loaded, 'network.taps')}: the network needs at least one layer of the base, such as [1.0]"
 
 
 def _batch(loaded: Loaded) -> Iterator[str]:
     optim, trainer = loaded.config.optim, loaded.config.trainer
     processes = trainer.devices * trainer.num_nodes
     if optim.batch_tokens is not None and optim.micro_batch is not None:
-        yield f"{_said(loaded, 'optim.micro_batch')}: counts rollouts, and optim.batch_tokens is set; use micro_tokens"
+        yield f"{said(loaded, 'optim.micro_batch')}: counts rollouts, and optim.batch_tokens is set; use micro_tokens"
     if optim.batch_tokens is None and optim.micro_tokens is not None:
-        yield f"{_said(loaded, 'optim.micro_tokens')}: belongs to optim.batch_tokens, which is null"
+        yield f"{said(loaded, 'optim.micro_tokens')}: belongs to optim.batch_tokens, which is null"
     if optim.batch_tokens is None and optim.batch_size % (processes * (optim.micro_batch or 1)):
         parts = f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes}"
         parts += f" * optim.micro_batch={optim.micro_batch}" if optim.micro_batch else ""
-        yield f"{_said(loaded, 'optim.batch_size')}: not divisible by {parts}"
+        yield f"{said(loaded, 'optim.batch_size')}: not divisible by {parts}"
 
 
 def _task(loaded: Loaded) -> Iterator[str]:
@@ -300,34 +223,34 @@ def _task(loaded: Loaded) -> Iterator[str]:
             value = getattr(task, key)
             tokens = value if isinstance(value, list) else [] if value is None else [value]
             if any(token >= task.vocab_size for token in tokens):
-                yield f"{_said(loaded, f'task.{key}')}: outside task.vocab_size={task.vocab_size}"
+                yield f"{said(loaded, f'task.{key}')}: outside task.vocab_size={task.vocab_size}"
         if both := sorted(set(task.avoided) & {*task.required, task.ends_with}):
-            yield f"{_said(loaded, 'task.avoided')}: token {both[0]} is also required"
+            yield f"{said(loaded, 'task.avoided')}: token {both[0]} is also required"
         if (needed := len({*task.required, task.ends_with} - {None})) > task.length:
-            yield f"{_said(loaded, 'task.length')}: too short for {needed} required tokens"
+            yield f"{said(loaded, 'task.length')}: too short for {needed} required tokens"
     elif task.name == "jsonl" and task.path is None:
-        yield f"{_said(loaded, 'task.name')}: needs task.path, a file of prompts"
+        yield f"{said(loaded, 'task.name')}: needs task.path, a file of prompts"
     elif task.name == "commongen" and "{words}" not in task.template:
-        yield f"{_said(loaded, 'task.template')}: has no {{words}} to be replaced by the concepts"
+        yield f"{said(loaded, 'task.template')}: has no {{words}} to be replaced by the concepts"
 
 
 def _oracle(loaded: Loaded) -> Iterator[str]:
     oracle, task = loaded.config.oracle, loaded.config.task.name
     if task in EXACT_TASKS and oracle.name != "task":
-        yield f"{_said(loaded, 'oracle.name')}: task.name={task} is exact for its own oracle only; use oracle.name=task"
+        yield f"{said(loaded, 'oracle.name')}: task.name={task} is exact for its own oracle only; use oracle.name=task"
     if oracle.name == "user":
         if not re.fullmatch(r"[\w.]+:[\w.]+", oracle.function or ""):
-            yield f"{_said(loaded, 'oracle.function')}: oracle.name=user needs an importable module:callable"
+            yield f"{said(loaded, 'oracle.function')}: oracle.name=user needs an importable module:callable"
     elif oracle.name == "regex":
         if oracle.pattern is None:
-            yield f"{_said(loaded, 'oracle.name')}: needs oracle.pattern"
+            yield f"{said(loaded, 'oracle.name')}: needs oracle.pattern"
         else:
             try:
                 re.compile(oracle.pattern)
             except re.error as error:
-                yield f"{_said(loaded, 'oracle.pattern')}: not a regular expression: {error}"
+                yield f"{said(loaded, 'oracle.pattern')}: not a regular expression: {error}"
     elif oracle.name == "length":
         if oracle.min_words == 0 and oracle.max_words is None:
-            yield f"{_said(loaded, 'oracle.name')}: needs oracle.min_words or oracle.max_words"
+            yield f"{said(loaded, 'oracle.name')}: needs oracle.min_words or oracle.max_words"
         if oracle.max_words is not None and oracle.max_words < oracle.min_words:
-            yield f"{_said(loaded, 'oracle.max_words')}: below oracle.min_words={oracle.min_words}"
+            yield f"{said(loaded, 'oracle.max_words')}: below oracle.min_words={oracle.min_words}"
