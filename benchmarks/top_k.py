@@ -57,7 +57,7 @@ def main() -> int:
 @torch.no_grad()
 def measure(base: BaseLM) -> tuple[torch.Tensor, torch.Tensor]:
     """Mass outside the k likeliest tokens, and whether the sampled token is outside, by k and response position."""
-    ids_PS, mask_PS = base.encode_prompts(source(Config()).train_prompts[:PROMPTS])
+    ids_PS, mask_PS = base.encode_prompts(source(Config()).train[:PROMPTS])
     decoder = Decoder(base.model, base.temperature)
     samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniforms(range(PROMPTS), K, NEW_TOKENS, "benchmark"))
     batch = RolloutBatch.unjudged(ids_PS, mask_PS, samples.prompt_of, samples.tokens)
