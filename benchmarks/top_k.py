@@ -18,7 +18,8 @@ import torch
 
 from benchmarks import timing
 from benchmarks.case import add_base, chosen_base
-from benchmarks.decoding import NETWORK
+from benchmarks.decoding import NETWORK, PROMPT_TOKENS
+from benchmarks.sampling import prompts
 from datamodules.tasks.brief import source
 from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM
@@ -36,7 +37,12 @@ def main() -> int:
     arguments = options.parse_args()
     torch.set_num_threads(arguments.threads)
     base = chosen_base(options, arguments)
-    outside_KN, sampled_outside_KN = measure(base)
+    if arguments.base == "gpt2-like":  # knows numbers only
+        ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
+        encoded = ids_PS, torch.ones_like(ids_PS)
+    else:
+        encoded = base.encode_prompts(source(Config()).train[:PROMPTS])
+    outside_KN, sampled_outside_KN = measure(base, *encoded)
     depths = len({base.layer(depth) for depth in (*NETWORK["taps"], 1.0)})
     rows = [
         {
@@ -55,9 +61,8 @@ def main() -> int:
 
 
 @torch.no_grad()
-def measure(base: BaseLM) -> tuple[torch.Tensor, torch.Tensor]:
+def measure(base: BaseLM, ids_PS: torch.Tensor, mask_PS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Mass outside the k likeliest tokens, and whether the sampled token is outside, by k and response position."""
-    ids_PS, mask_PS = base.encode_prompts(source(Config()).train[:PROMPTS])
     decoder = Decoder(base.model, base.temperature)
     samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniforms(range(PROMPTS), K, NEW_TOKENS, "benchmark"))
     batch = RolloutBatch.unjudged(ids_PS, mask_PS, samples.prompt_of, samples.tokens)
