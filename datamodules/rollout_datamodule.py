@@ -216,6 +216,7 @@ class RolloutDataModule(LightningDataModule):
             "optim.batch_tokens": optim.batch_tokens,
             "optim.rows_per_prompt": optim.rows_per_prompt,
             "micro-batches in a step": self.accumulation,
+            "rounds that begin before steps": round_starts(self.config),
             "training rows": len(self.rows),
             "rollouts": " ".join(store.spec.fingerprint for store in self.stores),
         }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +14,14 @@ from helpers import exact_gpt2_words
 from test_checkpoints import Crash, status, train, weights
 
 from datamodules.rollout_datamodule import RolloutDataModule
-from dinado.errors import StoreError
+from dinado.errors import CheckpointError, StoreError
 from dinado.models.scores import adapters
 from dinado.rollouts import density
 from dinado.rollouts.rounds import missing_densities, read_rounds
 from dinado.rollouts.store import RolloutStore
 from experiments import loader
 from experiments.run_folder import RunFolder
+from lightning_modules import session
 from lightning_modules.callbacks import GracefulStop
 from lightning_modules.restore import build_world, load_checkpoint
 from lightning_modules.rounds import Rounds, weights_fingerprint
@@ -141,6 +143,43 @@ def test_a_killed_run_goes_on_in_its_round(finished: tuple[str, RunFolder], mome
     for key, value in weights(run).items():
         assert torch.equal(value, expected[key]), key
     assert all(file.read_bytes() == before for file, before in content.items()), "nothing is made twice"
+
+
+def test_ctrl_c_while_a_round_is_drawn_stops_there(finished: tuple[str, RunFolder], tmp_path: Path) -> None:
+    from datamodules import prepare
+
+    name, straight = finished
+    original, rounds = prepare.collect, []
+
+    def interrupted(*args: Any, **kwargs: Any) -> Any:
+        if args[2].spec.model is not None:
+            rounds.append(args[2].round)
+            if rounds == [1]:
+                signal.raise_signal(signal.SIGINT)
+        return original(*args, **kwargs)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(prepare, "collect", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            train(tmp_path, name, "stopped", *ROUNDS)
+    run = RunFolder(tmp_path / "runs" / "exact_world" / "stopped")
+    assert status(run.path) == "interrupted" and load_checkpoint(run.path)["global_step"] == 2
+    outcome, run = train(tmp_path, name, "stopped", resume=True)
+    assert outcome.exit_code == 0
+    expected = weights(straight)
+    for key, value in weights(run).items():
+        assert torch.equal(value, expected[key]), key
+
+
+def test_a_finished_run_of_rounds_is_not_stretched(finished: tuple[str, RunFolder]) -> None:
+    """Rounds are spread over the steps, so with more of them they would have begun elsewhere."""
+    _, run = finished
+    config = loader.from_run_folder(run.path, ["optim.steps=9"]).config
+    with (
+        RunFolder(run.path) as folder,
+        pytest.raises(CheckpointError, match=r"rounds that begin before steps=\[0, 2, 4"),
+    ):
+        session.train(config, folder, resume=True, quiet=True)
 
 
 def crash_in_step(step: int, patch: pytest.MonkeyPatch) -> None:
