@@ -44,7 +44,6 @@ class Rounds:
         self._method = method
         self._data = data
 
-    @torch.no_grad()
     def draw(self, index: int, model: str | None = None) -> None:
         """Sample, judge, give every text its log-probability under every source so far, and hand the rows on.
 
@@ -66,6 +65,22 @@ class Rounds:
         stores = data.next_round(model or now)
         if place[0] == 0 and not all(store.is_complete() for store in stores):
             log.info("round %d of %d: sampling from the model", index + 1, data.config.rollouts.rounds)
+        self._fill(stores, now, place)
+        trainer.strategy.barrier("densities")
+        data.add_round(model or now)
+        method.train(training)
+        for logger in trainer.loggers:
+            logger.log_metrics({**data.summary, "rollouts/round": float(index)}, step=trainer.global_step)
+
+    @torch.no_grad()
+    def _fill(self, stores: list[RolloutStore], now: str, place: tuple[int, int]) -> None:
+        """Make what is missing of a round: texts, verdicts, states, and densities of it and of all rounds before it.
+
+        Args:
+            now: fingerprint of the method's weights.
+            place: rank and number of processes.
+        """
+        method, data = self._method, self._data
         for store in stores:
             if store.spec.model == now and place[0] == 0:
                 save_model(store, method)
@@ -88,11 +103,6 @@ class Rounds:
                 log_density = _log_density(method, drawn_from)
                 fill_densities(method.base, store, source, log_density, rank=place[0], world_size=place[1])
             self._check_stop()
-        trainer.strategy.barrier("densities")
-        data.add_round(model or now)
-        method.train(training)
-        for logger in trainer.loggers:
-            logger.log_metrics({**data.summary, "rollouts/round": float(index)}, step=trainer.global_step)
 
     def _check_stop(self) -> None:
         if any(stop.received for stop in self._method.trainer.callbacks if isinstance(stop, GracefulStop)):

@@ -290,3 +290,14 @@ def test_too_few_accepted_rollouts_are_said(tmp_path: Path, capsys: pytest.Captu
     train(tmp_path, "nado", "few", "task.required=[2,3]", "rollouts.per_prompt=16")
     said = " ".join(capsys.readouterr().err.split())
     assert "too few to trust" in said and "rollouts.rounds" in said
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_rounds_with_states_on_disk_and_looking_ahead(tmp_path: Path, name: str) -> None:
+    """What else is made from rollouts is made for those of later rounds too; states on disk change no number."""
+    words = (*ROUNDS, "objective.lookahead=1", "targets.candidates=4")
+    plain, kept = (train(tmp_path, name, kind, *words, f"data.states={kind}")[0].metrics for kind in ("off", "float32"))
+    assert len(list((tmp_path / "cache").rglob("states-*/prompts-*.arrow"))) == 5, "of every store"
+    assert len(list((tmp_path / "cache").rglob("lookahead-*/block-*.arrow"))) >= 5
+    for key in ("train/lookahead", "val/kl_to_optimum", "weights/ess_fraction", "targets/critic_ce"):
+        assert kept[key] == pytest.approx(plain[key], rel=1e-3)
