@@ -20,7 +20,6 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +30,7 @@ sys.path.insert(0, str(ROOT))
 
 from dinado.metrics.intervals import paired_difference  # noqa: E402
 from dinado.rollouts.spec import digest  # noqa: E402
+from experiments import schema  # noqa: E402
 from experiments.loader import load  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
@@ -109,13 +109,14 @@ def stored() -> list[dict[str, Any]]:
 
 
 def digest_of_settings(settings: str) -> str:
-    """Changes with every setting of the experiment that decides what a run of it measures."""
-    config = asdict(load(EXPERIMENT, settings.split()).config)
-    for section in ("seed", "runs", "trainer", "logging"):
-        del config[section]
-    for key in ("cache", "root", "states", "states_limit_gb"):
-        del config["data"][key]
-    return digest(config)
+    """Changes with every setting of the experiment that decides what a run of it measures.
+
+    Only what differs from the defaults is looked at, so that a new setting which changes nothing leaves it as it is.
+    """
+    config, leaves = load(EXPERIMENT, settings.split()).config, schema.leaves()
+    kept = {key: schema.get(config, key) for key, leaf in leaves.items() if schema.get(config, key) != leaf.default}
+    ways = ("seed", "runs", "trainer.", "logging.", "data.cache", "data.root", "data.states")
+    return digest({key: value for key, value in kept.items() if not key.startswith(ways)})
 
 
 def store(run: dict[str, Any], digest_of: dict[str, str]) -> None:
