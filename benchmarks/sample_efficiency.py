@@ -43,7 +43,7 @@ SCHEMES = {
     ROUNDS: [],
     "16 rounds, importance": ["targets.weights=importance"],
 }
-BUDGETS, RARE, RARER = (2000, 4000, 8000), -1.5, -3.0
+BUDGETS, RARE, RARER = (2000, 8000), -1.5, -3.0
 WORLDS, FEW_WORLDS = range(5), range(3)
 
 
@@ -151,7 +151,7 @@ def table(results: Results, cases: Sequence[Case]) -> list[dict[str, object]]:
 
 
 def draw(results: Results, cases: Sequence[Case], file: Path) -> None:
-    """KL(q*||q) against the number of rollouts, one shot and rounds side by side."""
+    """KL(q*||q) of every world, one shot beside rounds, for both rarities."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -159,19 +159,19 @@ def draw(results: Results, cases: Sequence[Case], file: Path) -> None:
 
     plt.rcParams["svg.hashsalt"] = "sample_efficiency"
     figure, axes = plt.subplots(1, 2, figsize=(8, 3.4), sharey=True, layout="constrained")
-    for axis, scheme in zip(axes, (ONE_SHOT, ROUNDS), strict=True):
-        for method in METHODS:
-            points = []
-            for budget in BUDGETS:
-                mine = [c for c in cases if c[:4] == (method, scheme, budget, RARE)]
-                points.append(geometric(results.column("val/kl_to_optimum", mine)))
-            mean, low, high = zip(*points, strict=True)
-            errors = [[m - a for m, a in zip(mean, low, strict=True)], [b - m for m, b in zip(mean, high, strict=True)]]
-            axis.errorbar(BUDGETS, mean, errors, marker="o", capsize=3, label=method)
-        axis.set(title=scheme, xlabel="rollouts", xscale="log", yscale="log", xticks=BUDGETS)
-        axis.set_xticks(BUDGETS, [f"{budget:,}" for budget in BUDGETS])
-        axis.minorticks_off()
-    axes[0].set_ylabel("KL(q*||q), nats")
+    for axis, rarity in zip(axes, (RARE, RARER), strict=True):
+        for scheme, marker, shift in ((ONE_SHOT, "o", -0.15), (ROUNDS, "D", 0.15)):
+            places: list[float] = []
+            values: list[float] = []
+            for place, method in enumerate(METHODS):
+                mine = [c for c in cases if c[:4] == (method, scheme, BUDGETS[-1], rarity)]
+                values += results.column("val/kl_to_optimum", mine)
+                places += [place + shift] * len(mine)
+            axis.scatter(places, values, marker=marker, alpha=0.8, label=scheme)
+        axis.set(title=f"rarity {rarity:g}", yscale="log")
+        axis.set_xticks(range(len(METHODS)), [method.removeprefix("dinado_") for method in METHODS])
+        axis.grid(axis="y", alpha=0.3)
+    axes[0].set_ylabel("KL(q*||q), nats; one mark a world")
     axes[1].legend()
     figure.savefig(file, metadata={"Date": None})
 

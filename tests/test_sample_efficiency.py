@@ -55,6 +55,18 @@ def test_numbers_follow_from_the_runs(
     assert [found[f"gap_closed_rarity3_{n}"] for n in names] == pytest.approx([1 - 0.05] * 4)
 
 
+def test_the_picture_shows_every_world(tmp_path: Path) -> None:
+    cases = [case for case in all_cases() if case.budget == 8000 and case.scheme in (ONE_SHOT, ROUNDS)]
+    assert len(cases) == 2 * 5 * 4 * 2
+    rows = [{"words": case.words, "val/kl_to_optimum": 0.1 + case.seed} for case in cases]
+    (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    sample_efficiency.draw(Results(tmp_path), cases, tmp_path / "picture.svg")
+    drawn = (tmp_path / "picture.svg").read_text()
+    assert drawn.count("<use ") >= len(cases)
+    sample_efficiency.draw(Results(tmp_path), cases, tmp_path / "again.svg")
+    assert (tmp_path / "again.svg").read_text() == drawn, "the same picture every time"
+
+
 def test_geometric_means() -> None:
     assert geometric([1.0, 4.0])[0] == pytest.approx(2)
     mean, low, high = geometric([0.1, 0.2, 0.4])
