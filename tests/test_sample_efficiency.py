@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sample_efficiency
-from benchmarks.sample_efficiency import METHODS, ONE_SHOT, ROUNDS, all_cases, geometric, quick_cases
+from benchmarks.sample_efficiency import METHODS, ONE_SHOT, ROUNDS, Results, all_cases, geometric, quick_cases
 from experiments import loader
 
 
