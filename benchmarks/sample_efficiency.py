@@ -27,6 +27,8 @@ from scipy import stats  # noqa: E402
 
 from benchmarks import timing  # noqa: E402
 from benchmarks.exact_world_sweep import WORLD, run  # noqa: E402
+from dinado.rollouts.spec import digest  # noqa: E402
+from experiments import loader, schema  # noqa: E402
 
 EXPERIMENT = "exact_world_rounds"
 METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
@@ -39,7 +41,6 @@ SCHEMES = {
     "one shot, likelihood": [*ONE, "targets.weights=likelihood"],
     "one shot, flattened, likelihood": [*FLATTENED, "targets.weights=likelihood"],
     "one shot, likelihood, complement": [*ONE, "targets.weights=likelihood", "targets.complement=true"],
-    "4 rounds, balance": ["rollouts.rounds=4"],
     ROUNDS: [],
     "16 rounds, importance": ["targets.weights=importance"],
 }
@@ -61,6 +62,13 @@ class Case(NamedTuple):
         """Its command line."""
         world = [*WORLD, f"task.seed={self.seed}", f"task.rarity={self.rarity:g}", f"rollouts.per_prompt={self.budget}"]
         return [f"method={self.method}", *world, *SCHEMES[self.scheme]]
+
+    @property
+    def key(self) -> str:
+        """Changes with every setting, those of the experiment included."""
+        config, leaves = loader.load(EXPERIMENT, self.words).config, schema.leaves()
+        values = {key: schema.get(config, key) for key in leaves}
+        return digest({key: value for key, value in values.items() if value != leaves[key].default})
 
 
 def quick_cases() -> list[Case]:
@@ -87,16 +95,15 @@ class Results:
         self.file = out / "results.jsonl"
         out.mkdir(parents=True, exist_ok=True)
         lines = self.file.read_text().splitlines() if self.file.is_file() else []
-        self._rows = {json.dumps(row["words"]): row for row in map(json.loads, lines)}
+        self._rows = {row["key"]: row for row in map(json.loads, lines)}
 
     def fill(self, cases: Sequence[Case], jobs: int) -> None:
         """Run what is missing, so many at a time; one that fails stops the rest."""
-        missing = [case for case in cases if json.dumps(case.words) not in self._rows]
+        missing = [case for case in cases if case.key not in self._rows]
         with ThreadPoolExecutor(jobs) as pool:
             done = pool.map(lambda case: (case, run(case.words, self.out, EXPERIMENT)), missing)
             for index, (case, numbers) in enumerate(done, 1):
-                row = case._asdict() | numbers | {"words": case.words}
-                self._rows[json.dumps(case.words)] = row
+                self._rows[case.key] = row = case._asdict() | numbers | {"key": case.key, "words": case.words}
                 with self.file.open("a") as stream:
                     stream.write(json.dumps(row) + "\n")
                 where = f"rarity {case.rarity:g}, world {case.seed}, {case.budget} rollouts"
@@ -105,7 +112,7 @@ class Results:
 
     def column(self, key: str, cases: Sequence[Case]) -> list[float]:
         """One number of each case."""
-        return [self._rows[json.dumps(case.words)][key] for case in cases]
+        return [self._rows[case.key][key] for case in cases]
 
 
 def geometric(values: Sequence[float]) -> tuple[float, float, float]:

@@ -72,6 +72,7 @@ class RolloutDataModule(LightningDataModule):
         self.stores: list[RolloutStore] = []
         self.models: list[str] = []
         self.draw_round: Callable[[int, str | None], None] | None = None
+        self._first = 0  # step that the round began with
         self._base = base
         self._train_prompts = EncodedPrompts(base, task.train_prompts)
         self._val_prompts = EncodedPrompts(base, task.val_prompts)
@@ -88,14 +89,19 @@ class RolloutDataModule(LightningDataModule):
         if stage not in (None, "fit"):
             return
         self.steps_done = 0
-        self.models = []
+        self.models, self._first = [], 0
         self.stores = [train_store(config, self._base, self.task)] if uses_rollouts(config) else []
         self._read()
 
     def reach(self, step: int) -> None:
-        """Draw the rounds that begin before this optimiser step."""
+        """Draw the rounds that begin before this optimiser step, and more as long as nothing has been accepted yet.
+
+        Where all rollouts are rejected nothing is known about q*, and a model that learns to avoid what was drawn runs
+        away from the base.
+        """
         starts = round_starts(self.config)
-        while len(self.models) + 1 < len(starts) and starts[len(self.models) + 1] <= step:
+        while len(self.models) + 1 < len(starts) and (starts[len(self.models) + 1] <= step or not self._accepted):
+            self._first = step
             assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
             self.draw_round(len(self.models) + 1, None)
 
@@ -126,6 +132,7 @@ class RolloutDataModule(LightningDataModule):
         """Rows of all rounds so far, and the plan that serves them from where this round begins."""
         config = self.config
         self.rows = self._train_rows()
+        self._accepted = bool((self.rows.score_N > 0).any())
         parts = self._place()[1] * self.accumulation
         self.rows, self._plan = plan_of(self.rows, config, parts, len(self.models))
 
@@ -141,9 +148,8 @@ class RolloutDataModule(LightningDataModule):
     def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
         """What this process trains on in some optimiser steps, each cut into micro-batches."""
         rank, world_size = self._place()
-        first = round_starts(self.config)[len(self.models)]
         for step in range(start, stop):
-            row_N = self._plan.step(step - first)
+            row_N = self._plan.step(step - self._first)
             weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))
             length_N = self.rows.length_N[row_N] if budget_of(self.config).by_tokens else None
             for row_B in split_step(row_N, rank, world_size, parts, length_N):
@@ -157,7 +163,8 @@ class RolloutDataModule(LightningDataModule):
 
     def state_dict(self) -> dict[str, Any]:
         """How far training has come, and what that position refers to."""
-        return {"steps_done": self.steps_done, "models": list(self.models), **self._order()}
+        rounds = {"models": list(self.models), "first": self._first}
+        return {"steps_done": self.steps_done, **rounds, **self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on after the saved optimiser step, in the round that it was in.
@@ -169,6 +176,7 @@ class RolloutDataModule(LightningDataModule):
         for index, model in enumerate(state_dict.get("models", []), 1):
             assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
             self.draw_round(index, model)
+        self._first = state_dict.get("first", 0)
         for name, value in self._order().items():
             if state_dict.get(name) != value:
                 raise CheckpointError(

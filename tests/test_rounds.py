@@ -11,6 +11,7 @@ import pytest
 import torch
 from commands import process
 from helpers import exact_gpt2_words
+from test_checkpoints import METHODS as METHOD_WORDS
 from test_checkpoints import Crash, status, train, weights
 
 from datamodules.rollout_datamodule import RolloutDataModule
@@ -284,6 +285,20 @@ def test_rounds_close_more_of_the_gap(tmp_path: Path) -> None:
     assert rounds["val/kl_to_optimum"] < 0.5 * once["val/kl_to_optimum"]
     error = abs(rounds["rollouts/success_rate"] - rounds["base/success_exact"])
     assert error < abs(rounds["rollouts/success_rate_high"] - rounds["rollouts/success_rate_low"])
+
+
+def test_rounds_are_drawn_until_something_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With rejected rollouts alone Hard learns to be anywhere else, and never comes back."""
+    words = ("task.name=exact_world", "task.vocab_size=8", "task.length=6", "task.required=[2,3]", "task.rarity=-3")
+    words = (*words, "rollouts.max_new_tokens=6", "optim.steps=20", *ROUNDS[1:], "rollouts.rounds=16", "seed=1")
+    monkeypatch.setitem(METHOD_WORDS, "hard", ("method=dinado_hard",))
+    _, run = train(tmp_path, "hard", "rare", *words, "rollouts.per_prompt=320")
+    rounds = [row for row in run.metrics() if "rollouts/round" in row]
+    early = [row["rollouts/success"] for row in rounds if row["step"] == 0]
+    assert len(early) >= 2, "the first rounds have nothing"
+    assert early[-1] > 0 and not any(early[:-1])
+    starts = [20 * index // 16 for index in range(16)]
+    assert [row["step"] for row in rounds[len(early) :]] == starts[len(early) + 1 :]
 
 
 def test_too_few_accepted_rollouts_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -58,7 +58,7 @@ def test_numbers_follow_from_the_runs(
 def test_the_picture_shows_every_world(tmp_path: Path) -> None:
     cases = [case for case in all_cases() if case.budget == 8000 and case.scheme in (ONE_SHOT, ROUNDS)]
     assert len(cases) == 2 * 5 * 4 * 2
-    rows = [{"words": case.words, "val/kl_to_optimum": 0.1 + case.seed} for case in cases]
+    rows = [{"key": case.key, "val/kl_to_optimum": 0.1 + case.seed} for case in cases]
     (tmp_path / "results.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     sample_efficiency.draw(Results(tmp_path), cases, tmp_path / "picture.svg")
     drawn = (tmp_path / "picture.svg").read_text()
