@@ -17,7 +17,7 @@ from datamodules.budgets import needed_counts
 from datamodules.loaders import HeldOutLoader, TrainLoader
 from datamodules.lookahead import with_lookahead
 from datamodules.planning import budget_of, plan_of
-from datamodules.plans import micro_batches, split_step
+from datamodules.plans import BatchPlan, StratifiedPlan, micro_batches, split_step
 from datamodules.references import rows_of_references
 from datamodules.rows import Rows, equal_rows, rows_by_prompt
 from datamodules.states import state_store, with_states
@@ -73,6 +73,7 @@ class RolloutDataModule(LightningDataModule):
         self.models: list[str] = []
         self.draw_round: Callable[[int, str | None], None] | None = None
         self._first = 0  # step that the round began with
+        self._plan: BatchPlan | StratifiedPlan | None = None
         self._base = base
         self._train_prompts = EncodedPrompts(base, task.train_prompts)
         self._val_prompts = EncodedPrompts(base, task.val_prompts)
@@ -94,13 +95,9 @@ class RolloutDataModule(LightningDataModule):
         self._read()
 
     def reach(self, step: int) -> None:
-        """Draw the rounds that begin before this optimiser step, and more as long as nothing has been accepted yet.
-
-        Where all rollouts are rejected nothing is known about q*, and a model that learns to avoid what was drawn runs
-        away from the base.
-        """
+        """Draw the rounds that begin before this optimiser step, and more while there is too little to train on."""
         starts = round_starts(self.config)
-        while len(self.models) + 1 < len(starts) and (starts[len(self.models) + 1] <= step or not self._accepted):
+        while len(self.models) + 1 < len(starts) and (starts[len(self.models) + 1] <= step or self._plan is None):
             self._first = step
             assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
             self.draw_round(len(self.models) + 1, None)
@@ -129,12 +126,21 @@ class RolloutDataModule(LightningDataModule):
         self._read()
 
     def _read(self) -> None:
-        """Rows of all rounds so far, and the plan that serves them from where this round begins."""
-        config = self.config
-        self.rows = self._train_rows()
-        self._accepted = bool((self.rows.score_N > 0).any())
-        parts = self._place()[1] * self.accumulation
-        self.rows, self._plan = plan_of(self.rows, config, parts, len(self.models))
+        """Rows of all rounds so far, and the plan that serves them from where this round begins.
+
+        There is none while rounds are left and nothing has been accepted, or too little for a step: where all rollouts
+        are rejected nothing is known about q*, and a model that learns to avoid what was drawn runs away from the base.
+        """
+        self.rows, self._plan = self._train_rows(), None
+        more = len(self.models) + 1 < self.config.rollouts.rounds
+        if more and not (self.rows.score_N > 0).any():
+            return
+        try:
+            parts = self._place()[1] * self.accumulation
+            self.rows, self._plan = plan_of(self.rows, self.config, parts, len(self.models))
+        except DataError:
+            if not more:
+                raise
 
     @property
     def accumulation(self) -> int:
@@ -148,6 +154,9 @@ class RolloutDataModule(LightningDataModule):
     def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
         """What this process trains on in some optimiser steps, each cut into micro-batches."""
         rank, world_size = self._place()
+        if self._plan is None:
+            self.reach(start)
+        assert self._plan is not None, "the last round makes a plan or raises"
         for step in range(start, stop):
             row_N = self._plan.step(step - self._first)
             weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))

@@ -301,6 +301,23 @@ def test_rounds_are_drawn_until_something_is_accepted(tmp_path: Path, monkeypatc
     assert [row["step"] for row in rounds[len(early) :]] == starts[len(early) + 1 :]
 
 
+@pytest.mark.parametrize("words", [("targets.positives_share=0.5", "optim.batch_size=8"), ("optim.norm_steps=3",)])
+def test_rounds_are_drawn_until_a_step_can_be_filled(tmp_path: Path, words: tuple[str, ...]) -> None:
+    """Four accepted rollouts in every step, or a norm head that learns before the first one."""
+    few = (
+        "task.required=[2,3,4]",
+        "rollouts.per_prompt=64",
+        "rollouts.rounds=16",
+        *ROUNDS[1:],
+        "optim.steps=16",
+        "seed=3",
+    )
+    outcome, run = train(tmp_path, "merge", "filled", *few, *words)
+    assert outcome.exit_code == 0
+    early = [row["rollouts/success"] for row in run.metrics() if "rollouts/round" in row and row["step"] == 0]
+    assert early and early[-1] > 0
+
+
 def test_too_few_accepted_rollouts_are_said(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     train(tmp_path, "nado", "few", "task.required=[2,3]", "rollouts.per_prompt=16")
     said = " ".join(capsys.readouterr().err.split())
