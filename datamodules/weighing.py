@@ -79,7 +79,7 @@ def weighted_rows(drawn: Drawn, targets: TargetConfig) -> tuple[Rows, dict[str, 
     if positives < FEW_POSITIVES:
         log.warning(
             "the rollouts amount to %.1f accepted ones, too few to trust what is learned or estimated from them; "
-            "raise rollouts.per_prompt, or set rollouts.rounds with targets.weights=balance",
+            "raise rollouts.per_prompt, or spread it over rollouts.rounds with targets.weights=balance",
             positives,
         )
     return rows, numbers
