@@ -1,7 +1,8 @@
 """What a rollout is worth: one shot against rounds, and every way of weighing, on as many rollouts and steps.
 
     python benchmarks/sample_efficiency.py --quick --json     one shot and rounds, three worlds; minutes on two cores
-    python benchmarks/sample_efficiency.py                    the tables and the picture of docs/sample_efficiency.md
+    python benchmarks/sample_efficiency.py                    five worlds, as in docs/sample_efficiency.md
+    python benchmarks/sample_efficiency.py --all              every way of weighing, and fewer rollouts, besides
 
 Finished runs are lines of OUT/results.jsonl and are not repeated; what was stopped goes on where it was. Both sides of
 a ratio have the same objective, network, steps and number of rollouts; they differ in what is drawn and how it is
@@ -77,14 +78,18 @@ def quick_cases() -> list[Case]:
     return rare + [Case(m, ROUNDS, BUDGETS[-1], RARER, seed) for seed in FEW_WORLDS for m in METHODS]
 
 
-def all_cases() -> list[Case]:
-    """One shot and rounds on five worlds of either rarity; other schemes and smaller budgets on three."""
+def main_cases() -> list[Case]:
+    """One shot and rounds on five worlds of either rarity."""
     both = (ONE_SHOT, ROUNDS)
-    cases = [Case(m, s, BUDGETS[-1], r, seed) for r in (RARE, RARER) for seed in WORLDS for m in METHODS for s in both]
-    others = [scheme for scheme in SCHEMES if scheme not in both]
-    cases += [Case(m, scheme, BUDGETS[-1], RARE, seed) for scheme in others for seed in FEW_WORLDS for m in METHODS]
-    smaller = BUDGETS[:-1]
-    return cases + [Case(m, s, b, RARE, seed) for b in smaller for seed in FEW_WORLDS for m in METHODS for s in both]
+    return [Case(m, s, BUDGETS[-1], r, seed) for r in (RARE, RARER) for seed in WORLDS for m in METHODS for s in both]
+
+
+def all_cases() -> list[Case]:
+    """Besides, other schemes and a smaller budget on three worlds."""
+    others = [scheme for scheme in SCHEMES if scheme not in (ONE_SHOT, ROUNDS)]
+    cases = [Case(m, scheme, BUDGETS[-1], RARE, seed) for scheme in others for seed in FEW_WORLDS for m in METHODS]
+    cases += [Case(m, s, BUDGETS[0], RARE, seed) for seed in FEW_WORLDS for m in METHODS for s in (ONE_SHOT, ROUNDS)]
+    return main_cases() + cases
 
 
 class Results:
@@ -187,12 +192,13 @@ def main() -> int:
     """Run what is missing, print the tables, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline numbers only, on few worlds")
+    parser.add_argument("--all", action="store_true", help="every scheme and budget")
     parser.add_argument("--jobs", type=timing.whole, default=2, help="runs at a time, a thread each (default 2)")
     parser.add_argument("--json", action="store_true", help="the headline numbers as JSON on the last line")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "sample_efficiency", help="results and their cache")
     parser.add_argument("--figure", type=Path, help="where to draw the picture (not with --quick)")
     arguments = parser.parse_args()
-    cases = quick_cases() if arguments.quick else all_cases()
+    cases = quick_cases() if arguments.quick else all_cases() if arguments.all else main_cases()
     results = Results(arguments.out.resolve())
     results.fill(cases, arguments.jobs)
     timing.show(table(results, cases))
