@@ -22,6 +22,7 @@ from datamodules.references import rows_of_references
 from datamodules.rows import Rows, equal_rows, rows_by_prompt
 from datamodules.states import state_store, with_states
 from datamodules.stores import (
+    FLATTENED,
     looks_ahead,
     round_stores,
     train_store,
@@ -43,6 +44,10 @@ if TYPE_CHECKING:
     from experiments.config import Config
 
 
+FLATTER, FLATTEST = 0.5, 4.0
+"""What is added to the temperature of every round without an accepted rollout, and where that ends."""
+
+
 class RolloutDataModule(LightningDataModule):
     """Serves :class:`RolloutBatch` objects from the stores of a run, which have to be complete.
 
@@ -58,7 +63,8 @@ class RolloutDataModule(LightningDataModule):
         summary: numbers about them under their ``rollouts/`` and ``weights/`` names.
         steps_done: optimiser steps served so far; saved in checkpoints and restored from them.
         stores: where the training rollouts come from, round by round; none when references are imitated.
-        models: fingerprints of the models that the rounds after the first were drawn from, as far as they have come.
+        models: what the rounds after the first were drawn from, as far as they have come: fingerprints of models, or
+            temperatures of a flattened base.
         draw_round: draws the round of that number and adds it (:meth:`add_round`), from the model as it stands or from
             an earlier one given by its fingerprint; called before the step that the round begins with.
     """
@@ -102,11 +108,20 @@ class RolloutDataModule(LightningDataModule):
             assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
             self.draw_round(len(self.models) + 1, None)
 
+    def exploration(self) -> str | None:
+        """What to draw from while nothing has been accepted: the base, flatter every time; None once something has.
+
+        The model has nothing to go by then, and the base as it is may not say anything acceptable in all its rollouts.
+        """
+        if (self.rows.score_N > 0).any():
+            return None
+        return f"{FLATTENED}{min(FLATTER * (1 + len(self.models)) + 1, FLATTEST):g}"
+
     def next_round(self, model: str) -> list[RolloutStore]:
         """The stores of the next round, still to be filled: as many rollouts for every prompt as it is worth.
 
         Args:
-            model: fingerprint of the controlled model that it is drawn from.
+            model: fingerprint of the controlled model that it is drawn from, or what :meth:`exploration` says.
         """
         index, settings = len(self.models) + 1, self.config.rollouts
         even = round_sizes(self.config)[index]

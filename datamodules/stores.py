@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from experiments.config import Config
 
 
+FLATTENED = "T="
+"""What the name of a flattened base begins with, where that of a model could stand."""
+
+
 def uses_rollouts(config: Config) -> bool:
     """Whether training reads rollouts at all; imitating references does not."""
     return not (config.method == "sft" and config.sft_data == "references")
@@ -41,17 +45,21 @@ def round_stores(
 
     Args:
         index: number of the round, at least 1.
-        model: fingerprint of that model.
+        model: fingerprint of that model, or ``T=<temperature>`` for a flattened base in its place.
         counts: rollouts of each prompt.
     """
+    drawn_from: dict[str, Any] = {"model": model}
+    if model.startswith(FLATTENED):
+        drawn_from = {"proposal": Proposal(float(model.removeprefix(FLATTENED)))}
     of_base = [_base_count(count, config.rollouts.base_share) for count in counts]
     of_model = [count - first for count, first in zip(counts, of_base, strict=True)]
     stores = []
-    for name, parts in ((None, of_base), (model, of_model)):
+    source: dict[str, Any]
+    for source, parts in (({}, of_base), (drawn_from, of_model)):
         if not any(parts):
             continue
         even = len(set(parts)) == 1
-        part = {"per_prompt": max(parts), "counts": None if even else tuple(parts), "model": name}
+        part = {"per_prompt": max(parts), "counts": None if even else tuple(parts), **source}
         stores.append(_store(config, base, task, round=index, **part))
     return stores
 

@@ -51,7 +51,8 @@ class Rounds:
 
         Args:
             index: number of the round.
-            model: fingerprint of an earlier model, of a run that is resumed; None is the model as it stands.
+            model: what a run that is resumed drew this round from; None is the model as it stands, or the base at a
+                higher temperature as long as nothing has been accepted.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or SIGTERM; finished blocks stay.
@@ -62,12 +63,14 @@ class Rounds:
         place = (trainer.global_rank, trainer.world_size)
         method.eval()
         now = weights_fingerprint(method)
-        stores = data.next_round(model or now)
+        drawn_from = model or data.exploration() or now
+        stores = data.next_round(drawn_from)
         if place[0] == 0 and not all(store.is_complete() for store in stores):
-            log.info("round %d of %d: sampling from the model", index + 1, data.config.rollouts.rounds)
+            of = "the model" if data.exploration() is None else f"the base at {drawn_from}, as nothing was accepted yet"
+            log.info("round %d of %d: sampling from %s", index + 1, data.config.rollouts.rounds, of)
         self._fill(stores, now, place)
         trainer.strategy.barrier("densities")
-        data.add_round(model or now)
+        data.add_round(drawn_from)
         method.train(training)
         for logger in trainer.loggers:
             logger.log_metrics({**data.summary, "rollouts/round": float(index)}, step=trainer.global_step)

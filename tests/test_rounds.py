@@ -24,7 +24,7 @@ from experiments import loader
 from experiments.run_folder import RunFolder
 from lightning_modules import session
 from lightning_modules.callbacks import GracefulStop
-from lightning_modules.restore import build_world, load_checkpoint
+from lightning_modules.restore import build_base, build_world, load_checkpoint
 from lightning_modules.rounds import Rounds, weights_fingerprint
 
 ROUNDS = ("rollouts.rounds=3", "targets.weights=balance", "optim.lr=3e-2")
@@ -34,7 +34,6 @@ METHODS = ("nado", "merge")
 def stores_of(run: RunFolder, models: list[str]) -> tuple[RolloutDataModule, list[RolloutStore]]:
     """The data module and all stores of a run whose rounds were drawn from these models."""
     from datamodules.tasks import build_task
-    from lightning_modules.restore import build_base
 
     config = loader.from_run_folder(run.path).config
     data = RolloutDataModule(config, build_base(config), build_task(config))
@@ -47,6 +46,14 @@ def stores_of(run: RunFolder, models: list[str]) -> tuple[RolloutDataModule, lis
 def models_of(run: RunFolder) -> list[str]:
     state = load_checkpoint(run.path)["RolloutDataModule"]
     return state["models"]
+
+
+def build_success(run: RunFolder) -> float:
+    """The exact rate of success of a run's base."""
+    config = loader.from_run_folder(run.path).config
+    world = build_world(config, build_base(config))
+    assert world is not None
+    return world.success_rate
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -297,6 +304,10 @@ def test_rounds_are_drawn_until_something_is_accepted(tmp_path: Path, monkeypatc
     early = [row["rollouts/success"] for row in rounds if row["step"] == 0]
     assert len(early) >= 2, "the first rounds have nothing"
     assert early[-1] > 0 and not any(early[:-1])
+    flatter = [f"T={1.5 + 0.5 * n:g}" for n in range(len(early))]
+    assert models_of(run)[: len(early)] == flatter and "T=" not in "".join(models_of(run)[len(early) :])
+    *_, last = rounds
+    assert last["rollouts/success_rate_low"] < build_success(run) < last["rollouts/success_rate_high"]
     starts = [20 * index // 16 for index in range(16)]
     assert [row["step"] for row in rounds[len(early) :]] == starts[len(early) + 1 :]
 
