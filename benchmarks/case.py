@@ -58,18 +58,16 @@ def build_base(size: Size) -> BaseLM:
     return BaseLM(GPT2LMHeadModel(config), build_word_tokenizer(size.vocabulary))
 
 
-def add_base(options: argparse.ArgumentParser) -> None:
-    """Options that say which base is measured."""
+def with_base(options: argparse.ArgumentParser) -> tuple[argparse.Namespace, BaseLM]:
+    """The command line and the base that it names; one line and exit code 2 where that cannot be had."""
     options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
     options.add_argument("--cache", default="cache", help="folder of converted models")
-
-
-def chosen_base(options: argparse.ArgumentParser, arguments: argparse.Namespace) -> BaseLM:
-    """The base of these options; one line and exit code 2 where it cannot be had."""
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
     if arguments.base == "gpt2-like":
-        return build_base(Size())
+        return arguments, build_base(Size())
     try:
-        return BaseLM.load(resolve_base(arguments.base, arguments.cache))
+        return arguments, BaseLM.load(resolve_base(arguments.base, arguments.cache))
     except UserError as error:
         options.error(str(error))
 

@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import timing
-from benchmarks.case import add_base, chosen_base
+from benchmarks.case import with_base
 from benchmarks.sampling import K, prompts
 from dinado.models.base_lm import BaseLM
 from dinado.models.controlled_lm import ControlledLM
@@ -41,11 +41,7 @@ NETWORK = {
 
 def main() -> int:
     """Measure and print."""
-    options = timing.parser(__doc__)
-    add_base(options)
-    arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    base = chosen_base(options, arguments)
+    arguments, base = with_base(timing.parser(__doc__))
     adapted = copy.deepcopy(base)
     build_lora(adapted, r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0)
     merge_adapters(adapted)

@@ -22,7 +22,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import timing
-from benchmarks.case import add_base, chosen_base
+from benchmarks.case import with_base
 from dinado.batch import RolloutBatch
 from dinado.models.base_lm import BaseLM
 from dinado.rollouts.sampler import Decoder, sample, uniforms
@@ -35,11 +35,8 @@ DEPTHS = (0.0, 0.5, 1.0)
 def main() -> int:
     """Measure, print, and say how the other side compares."""
     options = timing.parser(__doc__)
-    add_base(options)
     options.add_argument("--scaling", action="store_true", help="sizes instead of the other side")
-    arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    base = chosen_base(options, arguments)
+    arguments, base = with_base(options)
     if arguments.scaling:
         return scaling(base, arguments.repeats, arguments.json)
     return compare(base, arguments.repeats, arguments.json)

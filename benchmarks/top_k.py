@@ -17,7 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 import torch
 
 from benchmarks import timing
-from benchmarks.case import add_base, chosen_base
+from benchmarks.case import with_base
 from benchmarks.decoding import NETWORK, PROMPT_TOKENS
 from benchmarks.sampling import prompts
 from datamodules.tasks.brief import source
@@ -32,11 +32,7 @@ SIZES = (64, 256, 1024, 4096)
 
 def main() -> int:
     """Measure and print."""
-    options = timing.parser(__doc__)
-    add_base(options)
-    arguments = options.parse_args()
-    torch.set_num_threads(arguments.threads)
-    base = chosen_base(options, arguments)
+    arguments, base = with_base(timing.parser(__doc__))
     if arguments.base == "gpt2-like":  # knows numbers only
         ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
         encoded = ids_PS, torch.ones_like(ids_PS)

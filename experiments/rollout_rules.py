@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 def proposal(loaded: Loaded) -> Iterator[str]:
     """Weights have to make up for whatever the rollouts were drawn from."""
     rollouts, targets = loaded.config.rollouts, loaded.config.targets
+    if rollouts.rounds == 1:
+        for key in typed(loaded, *(f"rollouts.{name}" for name in ("until", "base_share", "budget", "budget_cap"))):
+            yield f"{said(loaded, key)}: ignored, rollouts.rounds=1 has no later round"
     if rollouts.source == "beam":
         yield from _beam(loaded)
         return
@@ -24,9 +27,6 @@ def proposal(loaded: Loaded) -> Iterator[str]:
         yield f"{said(loaded, f'rollouts.{changed[0]}')}: the proposal is not the base, so set targets.weights={fit}"
     if rollouts.rounds > 1:
         yield from _rounds(loaded)
-    else:
-        for key in typed(loaded, *(f"rollouts.{name}" for name in ("until", "base_share", "budget", "budget_cap"))):
-            yield f"{said(loaded, key)}: ignored, rollouts.rounds=1 has no later round"
     if targets.complement and targets.weights != "likelihood":
         yield f"{said(loaded, 'targets.complement')}: belongs to targets.weights=likelihood"
     if targets.complement and changed:

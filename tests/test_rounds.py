@@ -263,6 +263,24 @@ def test_drawing_leaves_the_method_as_it_was(finished: tuple[str, RunFolder]) ->
     assert seen == [1, 2]
 
 
+def test_a_run_that_explored_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What a round was drawn from is in the checkpoint, temperatures included."""
+    words = ("task.name=exact_world", "task.vocab_size=8", "task.length=6", "task.required=[2,3]", "task.rarity=-3")
+    words = (*words, "rollouts.max_new_tokens=6", "optim.steps=20", "targets.weights=importance", "rollouts.rounds=16")
+    words = (*words, "rollouts.per_prompt=320", "trainer.checkpoint_every=1")
+    straight = train(tmp_path / "a", "nado", "straight", *words)[1]
+    assert models_of(straight)[0] == "T=1.5"
+    crash_in_step(9, monkeypatch)
+    with pytest.raises(Crash):
+        train(tmp_path / "b", "nado", "killed", *words)
+    monkeypatch.undo()
+    outcome, run = train(tmp_path / "b", "nado", "killed", resume=True)
+    assert outcome.exit_code == 0 and models_of(run) == models_of(straight)
+    expected = weights(straight)
+    for key, value in weights(run).items():
+        assert torch.equal(value, expected[key]), key
+
+
 def test_two_processes_share_a_round(tmp_path: Path) -> None:
     """The same rollouts and densities to the byte, and the same result, from one process and from two."""
     words = exact_gpt2_words(tmp_path, "method=nado", *ROUNDS, "trainer.progress=false", "rollouts.block_size=1")
@@ -306,6 +324,10 @@ def test_rounds_are_drawn_until_something_is_accepted(tmp_path: Path, monkeypatc
     assert early[-1] > 0 and not any(early[:-1])
     flatter = [f"T={1.5 + 0.5 * n:g}" for n in range(len(early))]
     assert models_of(run)[: len(early)] == flatter and "T=" not in "".join(models_of(run)[len(early) :])
+    _, stores = stores_of(run, models_of(run))
+    drawn = [[store.read().text(row) for row in range(len(store.read()))] for store in stores[1:3]]
+    assert {store.round for store in stores[1:3]} == {1}
+    assert drawn[0] != drawn[1][: len(drawn[0])], "base and flattened base have streams of their own"
     *_, last = rounds
     assert last["rollouts/success_rate_low"] < build_success(run) < last["rollouts/success_rate_high"]
     starts = [20 * index // 16 for index in range(16)]

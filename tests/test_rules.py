@@ -119,6 +119,10 @@ INVALID = [
         "method=sft sft_data=references rollouts.rounds=2 targets.weights=balance",
         "sft_data=references samples nothing to train on",
     ),
+    (PLAIN, "rollouts.source=beam", "a search draws nothing, so set targets.weights=likelihood"),
+    (PLAIN, "rollouts.source=beam targets.weights=likelihood rollouts.until=0.5", "rounds=1 has no later round"),
+    (PLAIN, "rollouts.source=beam targets.weights=likelihood rollouts.top_k=3", "ignored by rollouts.source=beam"),
+    (PLAIN, "rollouts.source=beam targets.weights=likelihood targets.complement=true", "needs draws from the base"),
     (PLAIN, "targets.complement=true", "targets.complement=true: belongs to targets.weights=likelihood"),
     (
         PLAIN,

@@ -113,8 +113,7 @@ def _sample_block(
     counts = [spec.count(position) for position in spec.block(block)]
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
     ids_PS, mask_PS = ids_PS.to(base.device), mask_PS.to(base.device)
-    # Which model it is does not name the stream: one that differs by rounding then draws the same texts.
-    stream = (spec.seed, "rollouts", spec.split, store.round, *(() if spec.model is None else ("model",)))
+    stream = (spec.seed, "rollouts", spec.split, store.round, *_part(store))
     uniform_NT = uniforms(spec.block(block), counts, spec.max_new_tokens, *stream)
     if spec.beam:
         samples = beam_search(base, ids_PS, mask_PS, spec.per_prompt, spec.max_new_tokens)
@@ -133,6 +132,16 @@ def _sample_block(
         states.write(block, samples.states, shard_digest(table))
     store.write_texts(block, table)
     return sum(map(len, samples.tokens))
+
+
+def _part(store: RolloutStore) -> tuple[str, ...]:
+    """Names the streams of what a later round draws besides the base, which must not be those of the base.
+
+    Which model it is does not name them: one that differs by rounding then draws the same texts.
+    """
+    if store.spec.model is not None:
+        return ("model",)
+    return ("flattened",) if store.round and not store.spec.proposal.is_base else ()
 
 
 def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
