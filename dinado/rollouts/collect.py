@@ -113,7 +113,7 @@ def _sample_block(
     counts = [spec.count(position) for position in spec.block(block)]
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
     ids_PS, mask_PS = ids_PS.to(base.device), mask_PS.to(base.device)
-    stream = (spec.seed, "rollouts", spec.split, store.round, *_part(store))
+    stream: tuple[int | str, ...] = (spec.seed, "rollouts", spec.split, store.round, *_part(store))
     uniform_NT = uniforms(spec.block(block), counts, spec.max_new_tokens, *stream)
     if spec.beam:
         samples = beam_search(base, ids_PS, mask_PS, spec.per_prompt, spec.max_new_tokens)
