@@ -110,7 +110,7 @@ class DataConfig:
 
 @dataclass
 class RolloutConfig:
-    """Sampling from the base, once, into an on-disk store."""
+    """What is drawn, in how many rounds, into an on-disk store (docs/rollouts.md)."""
 
     per_prompt: int = 16
     """K, rollouts drawn for each prompt, over all rounds."""
@@ -128,8 +128,8 @@ class RolloutConfig:
     max_new_tokens: int = 28
     """Budget of a response; one that has not ended by then counts as truncated."""
     temperature: float = 1.0
-    """Proposal temperature on top of `base.temperature`; above 1 flattens. Needs `targets.weights=importance`
-    unless 1."""
+    """Proposal temperature on top of `base.temperature`; above 1 flattens, and needs `targets.weights` to make up for
+    it."""
     source: Literal["sample", "beam"] = "sample"
     """Draw rollouts, or take the `per_prompt` likeliest ones of a beam search (needs `targets.weights=likelihood`)."""
     top_k: int = 0
