@@ -12,6 +12,8 @@ import sys
 
 from dinado.errors import ConfigError
 from experiments import cli, help, loader
+from experiments.place import check_place, is_writer
+from experiments.processes import processes
 from experiments.run_folder import RunFolder, find_run
 
 OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.JSON]
@@ -44,9 +46,10 @@ def main(arguments: cli.Arguments) -> int:
     if arguments.flag(cli.DRY_RUN):
         dry_run(loaded.config)
         return 0
+    check_place(loaded.config.trainer.devices, loaded.config.trainer.num_nodes)
     if resume is None:
         folder = RunFolder.create(loaded, arguments.overrides)
-    with folder:
+    with folder, processes(loaded.config.trainer.devices):
         try:
             outcome = train(
                 loaded.config,
@@ -57,9 +60,10 @@ def main(arguments: cli.Arguments) -> int:
             )
         except KeyboardInterrupt:
             # Before the first optimiser step, or a second time: finished blocks of rollouts are kept all the same.
-            print(f"go on with: python train.py --resume {folder.path}", file=sys.stderr)
+            if is_writer():
+                print(f"go on with: python train.py --resume {folder.path}", file=sys.stderr)
             raise
-    if arguments.flag(cli.JSON) and outcome.is_writer:
+    if arguments.flag(cli.JSON) and is_writer():
         cli.print_json({**outcome.metrics, "run_dir": str(folder.path)})
     return outcome.exit_code
 

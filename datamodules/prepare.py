@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -18,6 +17,7 @@ from dinado.models.scores import adapters
 from dinado.rollouts.collect import Progress, collect, progress_bar
 from dinado.rollouts.states import StateStore, record_states
 from dinado.rollouts.store import RolloutStore
+from experiments.place import place
 
 if TYPE_CHECKING:
     from dinado.models.controlled_lm import ControlledLM
@@ -29,15 +29,14 @@ log = logging.getLogger(__name__)
 def prepare_rollouts(config: Config, base: BaseLM, task: Task, *, train: bool = True) -> float:
     """Sample what is missing, this process its share of the blocks; returns rollouts a second, 0 if nothing was.
 
-    Hidden states that training will read are kept on the way. Blocks are shared out by the launcher's RANK and
-    WORLD_SIZE, so every process of a job helps.
+    Hidden states that training will read are kept on the way. Blocks are shared out, so every process of a job helps.
 
     Args:
         train: whether the rollouts that are trained on are needed, or the held-out ones alone.
     """
     done, seconds = 0, 0.0
     for store in stores_of_run(config, base, task) if train else [val_store(config, base, task)]:
-        shown = config.trainer.progress and _place()[0] == 0 and not store.is_complete()
+        shown = config.trainer.progress and place()[0] == 0 and not store.is_complete()
         with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
             progress = fill_store(config, base, task, store, on_progress=update)
         done, seconds = done + progress.done, seconds + progress.seconds
@@ -52,15 +51,13 @@ def fill_store(
     *,
     controlled: ControlledLM | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-    place: tuple[int, int] | None = None,
 ) -> Progress:
     """Sample what a store lacks, this process its share, and wait for the others.
 
     Args:
         controlled: what is sampled in place of the base.
-        place: rank and number of processes; None asks the launcher.
     """
-    rank, world_size = place or _place()
+    rank, world_size = place()
     states = _states_on_the_way(config, base, store) if controlled is None else None
     progress = collect(
         base,
@@ -82,9 +79,9 @@ def prepare_states(config: Config, base: BaseLM, task: Task) -> None:
         fill_states(config, base, train_store(config, base, task))
 
 
-def fill_states(config: Config, base: BaseLM, store: RolloutStore, place: tuple[int, int] | None = None) -> None:
+def fill_states(config: Config, base: BaseLM, store: RolloutStore) -> None:
     """Record what a complete store lacks of the states that training is to read from disk, this process its share."""
-    rank, world_size = place or _place()
+    rank, world_size = place()
     states = state_store(config, base, store)
     if states is None or not (missing := states.missing_blocks()):
         return
@@ -103,12 +100,7 @@ def _states_on_the_way(config: Config, base: BaseLM, store: RolloutStore) -> Sta
     if store.spec.split != "train" or store.is_complete():
         return None
     states = states_while_sampling(config, base, store)
-    if states is not None and _place()[0] == 0:
+    if states is not None and place()[0] == 0:
         size = states.most_bytes(base) / 1e6
         log.info("keeping the base's hidden states on the way: %.0f MB at most, in %s", size, states.folder)
     return states
-
-
-def _place() -> tuple[int, int]:
-    """Rank and number of processes, as the launcher says."""
-    return int(os.environ.get("RANK", 0)), int(os.environ.get("WORLD_SIZE", 1))

@@ -29,3 +29,11 @@ class StoreError(UserError):
 
 class CheckpointError(UserError):
     """A run or checkpoint that is missing, incomplete, or belongs to another base model."""
+
+
+class ProcessError(UserError):
+    """Another process of the run failed; the message is what it said."""
+
+    def __init__(self, message: str, exit_code: int = 1) -> None:
+        super().__init__(message)
+        self.exit_code = exit_code

@@ -11,12 +11,14 @@ import math
 import os
 import re
 import sys
+import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from dinado.errors import ConfigError, UserError
 from experiments import help, schema
+from experiments.place import LAST_WORDS, is_writer, say
 from experiments.run_folder import json_line
 
 N = TypeVar("N", int, float)
@@ -132,14 +134,20 @@ def run(
             return 0
         return main(arguments) or 0
     except UserError as error:
-        print(f"error: {' '.join(str(error).split())}", file=sys.stderr)
+        say(f"error: {' '.join(str(error).split())}")
         return error.exit_code
     except KeyboardInterrupt:
-        print("interrupted", file=sys.stderr)
+        if is_writer():
+            print("interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except Exception:
+        if LAST_WORDS not in os.environ:
+            raise
+        say(traceback.format_exc())
+        return 1
 
 
 def only(arguments: Arguments, count: int) -> None:

@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from dinado.errors import CheckpointError, ConfigError
+from experiments.place import is_writer
 
 if TYPE_CHECKING:
     from experiments.loader import Loaded
@@ -40,11 +41,6 @@ PACKAGES = (
     "scipy",
     "wandb",
 )
-
-
-def is_writer() -> bool:
-    """Whether this is the first process of the run, by the variables that launchers set."""
-    return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
 def choose_run_id(words: Sequence[str] = ()) -> str:

@@ -161,6 +161,11 @@ class OracleMethod(L.LightningModule):
         """AdamW with warm-up, see lightning_modules/optim.py."""
         return configure(self.config.optim, self.scores, self.norm_head)
 
+    def setup(self, stage: str) -> None:
+        """What is frozen is the same on every process; DDP need not send it around."""
+        frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
+        self._ddp_params_and_buffers_to_ignore = [*frozen, *(name for name, _ in self.named_buffers())]
+
     def on_fit_start(self) -> None:
         """The norm head first, where that is asked for; a resumed run has done so before its checkpoint."""
         if self.config.optim.norm_steps and self.trainer.ckpt_path is None:

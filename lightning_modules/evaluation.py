@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
+import torch.distributed as dist
 
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.stores import val_store
@@ -16,8 +17,10 @@ from dinado.evaluation.rows import Row, best_of, row_of, without_kl
 from dinado.evaluation.samples import JudgedSamples, sample_and_judge
 from dinado.exact import ExactWorld
 from dinado.models.base_lm import BaseLM
+from dinado.models.controlled_lm import ControlledLM
 from dinado.rollouts.table import Rollouts
 from experiments.config import Config
+from experiments.place import is_writer
 from lightning_modules.base import OracleMethod
 
 
@@ -43,16 +46,11 @@ def base_rows(config: Config, base: BaseLM, task: Task) -> tuple[dict[str, Row],
 
 @torch.no_grad()
 def evaluate_method(
-    method: OracleMethod,
-    data: RolloutDataModule,
-    task: Task,
-    world: ExactWorld | None,
-    on_progress: Callable[[int], None] | None = None,
-) -> Report:
-    """All `val/` numbers of one method, with reference rows."""
+    method: OracleMethod, data: RolloutDataModule, task: Task, world: ExactWorld | None
+) -> Report | None:
+    """All `val/` numbers of one method, with reference rows; all processes share the work, the first has the report."""
     config, base = method.config, method.base
     method.eval()
-    rows, before = base_rows(config, base, task)
     method.diagnostics.reset()
     for batch in data.val_dataloader():
         step = method.run(batch.to(base.device))
@@ -61,9 +59,25 @@ def evaluate_method(
     method.diagnostics.reset()
     for name in ("forward_consistency", "forward_consistency_per_token"):
         numbers[f"reg/{name}"] = numbers.pop(f"val/{name}")
-    rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
     model = method.controlled()
-    after = sample_and_judge(
+    after = _samples(model, base, task, config)
+    if not is_writer():
+        return None
+    rows, before = base_rows(config, base, task)
+    rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
+    row = numbers | row_of(after, with_text_metrics=config.eval.text_metrics and task.has_references)
+    if world is not None:
+        row |= exact_row(world, model, config.eval.exact_samples, config.seed)
+        rows["base"] |= exact_base_row(world)
+    rows[config.method] = row
+    return Report(rows, before, after)
+
+
+def _samples(model: ControlledLM, base: BaseLM, task: Task, config: Config) -> JudgedSamples:
+    """Texts of the model for all held-out prompts, each prompt answered by one of the processes."""
+    several = dist.is_available() and dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    mine = sample_and_judge(
         model,
         base,
         task.oracle,
@@ -72,14 +86,17 @@ def evaluate_method(
         max_new_tokens=config.rollouts.max_new_tokens,
         truncated=config.rollouts.truncated,
         seed=config.seed,
-        on_progress=on_progress,
+        places=range(rank, len(task.val_prompts), world_size),
     )
-    row = numbers | row_of(after, with_text_metrics=config.eval.text_metrics and task.has_references)
-    if world is not None:
-        row |= exact_row(world, model, config.eval.exact_samples, config.seed)
-        rows["base"] |= exact_base_row(world)
-    rows[config.method] = row
-    return Report(rows, before, after)
+    if not several:
+        return mine
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, mine)
+    everything, place_of = JudgedSamples(), []
+    for number, part in enumerate(parts):
+        everything.add(part)
+        place_of += [number + world_size * (row // config.eval.samples_per_prompt) for row in range(len(part.texts))]
+    return everything.take(sorted(range(len(place_of)), key=place_of.__getitem__))
 
 
 def samples_of_store(rollouts: Rollouts) -> JudgedSamples:

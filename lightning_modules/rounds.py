@@ -96,9 +96,8 @@ class Rounds:
                     store,
                     controlled=controlled,
                     on_progress=lambda _: self._check_stop(),
-                    place=place,
                 )
-            fill_states(data.config, method.base, store, place)
+            fill_states(data.config, method.base, store)
         everything = [*data.stores, *stores]
         for store, source in missing_densities(everything):
             drawn_from = next(other for other in everything if other.source == source)

@@ -26,14 +26,16 @@ from dinado.evaluation.exact import exact_base_row
 from dinado.evaluation.rows import Row
 from dinado.evaluation.table import first_samples, print_samples, print_table
 from experiments.config import Config
-from experiments.run_folder import RunFolder, is_writer
+from experiments.place import is_writer
+from experiments.run_folder import RunFolder
 from lightning_modules.build import build_method
 from lightning_modules.callbacks import stopped_by_sigterm
+from lightning_modules.devices import device_of
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish, wandb_mode
 from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
 from lightning_modules.rounds import Rounds
-from lightning_modules.training import build_trainer, check_accelerator, checkpoint_to_resume, count_parameters
+from lightning_modules.training import build_trainer, checkpoint_to_resume, count_parameters
 
 
 @dataclass
@@ -42,7 +44,6 @@ class Outcome:
 
     metrics: Row = field(default_factory=dict)
     exit_code: int = 0
-    is_writer: bool = True
 
 
 def train(
@@ -57,11 +58,12 @@ def train(
     """
     console = _console(quiet)
     # What would otherwise be found out after the sampling.
-    check_accelerator(config)
+    device = device_of(config)
     wandb_mode(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     base, task = build_base(config), build_task(config)
     world = build_world(config, base)
+    base.model.to(device)
     console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
     with stopped_by_sigterm():
         rollouts_per_s = prepare_rollouts(config, base, task)
@@ -96,14 +98,15 @@ def train(
             hint = f"go on with: python train.py --resume {folder.path}"
             console.print(f"stopped at step {trainer.global_step}; {hint}", soft_wrap=True)
         finish(trainer.loggers)
-        return Outcome({}, 128 + stop.received, writer)
-    if trainer.world_size > 1:
-        trainer.strategy.teardown()
-        torch.distributed.destroy_process_group()
-    if not writer:
-        return Outcome(is_writer=False)
+        return Outcome({}, 128 + stop.received)
+    # Lightning has moved it to the CPU.
+    method.to(device)
     with console.status("evaluating"):
         report = evaluate_method(method, data, task, world)
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()
+    if report is None:
+        return Outcome()
     last = {key: float(value) for key, value in trainer.callback_metrics.items()}
     metrics = last | data.summary | final_metrics(config, report, folder)
     metrics["perf/rollouts_per_s"] = rollouts_per_s
@@ -157,7 +160,7 @@ def _console(quiet: bool) -> Console:
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)], force=True
     )
-    for noisy in ("httpx", "transformers", "lightning.pytorch", "datasets"):
+    for noisy in ("httpx", "transformers", "lightning.pytorch", "lightning.fabric", "datasets"):
         logging.getLogger(noisy).setLevel(logging.WARNING)
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     from transformers.utils import logging as transformers_logging
@@ -187,15 +190,17 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     """Evaluate a trained run afresh; settings may differ from those it was trained with where weights allow."""
     console = _console(quiet)
     base, task = build_base(config), build_task(config)
-    prepare_rollouts(config, base, task, train=False)
     # Before adapters go into the base: the world is enumerated from p.
     world = build_world(config, base)
-    method = build_method(config, base)
+    base.model.to(device_of(config))
+    prepare_rollouts(config, base, task, train=False)
+    method = build_method(config, base).to(device_of(config))
     check_and_load(method, load_checkpoint(folder.path))
     data = RolloutDataModule(config, base, task)
     data.setup("validate")
     with console.status("evaluating"):
         report = evaluate_method(method, data, task, world)
+    assert report is not None, "one process evaluates a finished run"
     _show(console, config, report, task.name)
     return report.rows[config.method]
 
@@ -204,9 +209,10 @@ def evaluate_base(config: Config, *, quiet: bool) -> Row:
     """Evaluate a base alone from its held-out rollouts."""
     console = _console(quiet)
     base, task = build_base(config), build_task(config)
+    world = build_world(config, base)
+    base.model.to(device_of(config))
     prepare_rollouts(config, base, task, train=False)
     rows, samples = base_rows(config, base, task)
-    world = build_world(config, base)
     if world is not None:
         rows["base"] |= exact_base_row(world)
     print_table(console, rows, f"{task.name}: the base, before training")

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import lightning as L
 import torch
+from lightning.fabric.plugins.environments import (
+    ClusterEnvironment,
+    LightningEnvironment,
+    SLURMEnvironment,
+    TorchElasticEnvironment,
+)
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
-from dinado.errors import ConfigError
 from experiments.config import Config
 from experiments.derived import round_starts
 from experiments.run_folder import RunFolder
 from lightning_modules.base import OracleMethod
 from lightning_modules.callbacks import GracefulStop
+from lightning_modules.devices import device_of
 from lightning_modules.loggers import build_loggers
 
 
@@ -37,11 +44,11 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
     several = settings.devices * settings.num_nodes > 1
     every = settings.val_every * accumulation
     trainer = L.Trainer(
-        accelerator=settings.accelerator,
+        accelerator=device_of(config).type,
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         precision=settings.precision,
-        strategy=DDPStrategy(broadcast_buffers=False) if several else "auto",
+        strategy=DDPStrategy(forward_sync_buffers=False, cluster_environment=cluster()) if several else "auto",
         max_steps=config.optim.steps,
         accumulate_grad_batches=accumulation,
         gradient_clip_val=config.optim.clip_norm or None,
@@ -61,14 +68,11 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
     return trainer, stop
 
 
-def check_accelerator(config: Config) -> None:
-    """Whether this machine has what ``trainer.accelerator`` asks for.
-
-    Raises:
-        ConfigError: this machine has no such accelerator.
-    """
-    if config.trainer.accelerator == "gpu" and not (torch.cuda.is_available() or torch.backends.mps.is_available()):
-        raise ConfigError("trainer.accelerator=gpu: there is none that torch can use here; take auto or cpu")
+def cluster() -> ClusterEnvironment:
+    """Who started the processes of this run; when to stop and to be requeued is not Lightning's business."""
+    if torch.distributed.is_torchelastic_launched():
+        return TorchElasticEnvironment()
+    return LightningEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
 
 
 def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:

@@ -94,15 +94,16 @@ class RolloutDiagnostics:
         }
 
     def _gathered(self) -> dict[tuple[int, ...], list[dict[str, Any]]]:
-        if not (dist.is_available() and dist.is_initialized()):
-            return self._prompts
-        everyone: list[Any] = [None] * dist.get_world_size()
-        dist.all_gather_object(everyone, self._prompts)
+        everyone: list[Any] = [self._prompts]
+        if dist.is_available() and dist.is_initialized():
+            everyone *= dist.get_world_size()
+            dist.all_gather_object(everyone, self._prompts)
         merged: dict[tuple[int, ...], list[dict[str, Any]]] = {}
         for part in everyone:
             for prompt, rows in part.items():
                 merged.setdefault(prompt, rows)
-        return merged
+        # In an order that does not tell how many processes there are: bins of equal size break ties by it.
+        return dict(sorted(merged.items()))
 
 
 def _mean(values: list[float]) -> float:

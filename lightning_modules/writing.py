@@ -14,6 +14,7 @@ from dinado.errors import DataError
 from dinado.models.controlled_lm import ControlledLM
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import Decoder, sample, uniforms
+from lightning_modules.devices import device_of
 from lightning_modules.restore import restore_method
 
 BATCH = 16
@@ -56,6 +57,7 @@ def write_texts(
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise DataError(f"--output {output}: name a file in a folder that exists")
     method = restore_method(run)
+    method.to(device_of(method.config))
     model = method.controlled(alpha)
     budget = max_new_tokens or method.config.rollouts.max_new_tokens
     records: list[dict[str, Any]] = []

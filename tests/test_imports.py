@@ -13,7 +13,10 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("dinado", "lightning_modules", "datamodules", "experiments")
 LIGHTNING = ("lightning", "pytorch_lightning")
 HEAVY = ("torch", "transformers", "datasets", "peft", *LIGHTNING)
-TORCH_FREE = ("config", "derived", "schema", "loader", "rules", "origins", "rollout_rules", "help", "cli", "run_folder")
+TORCH_FREE = (
+    *("config", "derived", "schema", "loader", "rules", "origins", "rollout_rules", "help", "cli", "run_folder"),
+    *("place", "processes"),
+)
 LEAVES = ("dinado.errors", "dinado.prompt", "dinado.seeding", "dinado.batch")  # what every room may use
 
 # Where a whole run is put together; the methods and callbacks beside them know nothing about where data comes from.

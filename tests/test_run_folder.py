@@ -17,7 +17,8 @@ import pytest
 
 from dinado.errors import CheckpointError, ConfigError
 from experiments import loader
-from experiments.run_folder import RunFolder, choose_run_id, find_run, is_writer, status
+from experiments.place import is_writer
+from experiments.run_folder import RunFolder, choose_run_id, find_run, status
 
 
 @pytest.fixture

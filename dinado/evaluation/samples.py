@@ -5,7 +5,7 @@ Axes: P prompts, K samples a prompt, N = P * K rows grouped by prompt.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -55,6 +55,10 @@ class JudgedSamples:
             for prompt, row in zip(self.prompts, columns, strict=True)
         ]
 
+    def take(self, rows: Sequence[int]) -> JudgedSamples:
+        """These rows, in this order."""
+        return JudgedSamples(**{name: [values[row] for row in rows] for name, values in vars(self).items()})
+
     def add(self, other: JudgedSamples) -> None:
         """Append rows."""
         for name, values in vars(other).items():
@@ -82,24 +86,30 @@ def sample_and_judge(
     max_new_tokens: int,
     truncated: str,
     seed: int,
+    places: Sequence[int] | None = None,
     block: int = 16,
-    on_progress: Callable[[int], None] | None = None,
 ) -> JudgedSamples:
-    """Sample ``per_prompt`` responses to every prompt from a model (the base itself, or a ControlledLM).
+    """Sample ``per_prompt`` responses to prompts from a model (the base itself, or a ControlledLM).
 
     Every response has its own random stream, so what it becomes does not depend on the others.
+
+    Args:
+        places: which of the prompts, in order; None is all of them.
+        block: prompts that are answered together.
     """
+    places = range(len(prompts)) if places is None else places
     temperature = base.temperature if model is base.model else 1.0
     everything = JudgedSamples()
-    for start in range(0, len(prompts), block):
-        some = list(prompts[start : start + block])
+    for start in range(0, len(places), block):
+        here = places[start : start + block]
+        some = [prompts[place] for place in here]
         ids_PS, mask_PS = (t.to(base.device) for t in base.encode_prompts(some))
         samples = sample(
             Decoder(model, temperature),
             ids_PS,
             mask_PS,
             base.eos_ids,
-            uniforms(range(start, start + len(some)), per_prompt, max_new_tokens, seed, "evaluation"),
+            uniforms(here, per_prompt, max_new_tokens, seed, "evaluation"),
         )
         texts = [base.decode(tokens) for tokens in samples.tokens]
         rows = [some[p] for p in samples.prompt_of]
@@ -112,6 +122,4 @@ def sample_and_judge(
         score = judge(oracle, rows, texts, samples.finished, truncated)
         lengths = [len(tokens) for tokens in samples.tokens]
         everything.add(JudgedSamples(rows, texts, samples.finished, score, log_q, log_p, lengths))
-        if on_progress is not None:
-            on_progress(len(everything.texts))
     return everything

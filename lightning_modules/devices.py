@@ -1,0 +1,29 @@
+"""Where models compute, inside ``fit`` and around it: rollouts are sampled and judged on the same device."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+
+from dinado.errors import ConfigError
+from experiments.config import Config
+
+
+def device_of(config: Config) -> torch.device:
+    """The device of this process, the one that Lightning's Trainer gives it too.
+
+    Raises:
+        ConfigError: ``trainer.accelerator`` asks for one that is not there, or ``trainer.devices`` for more of them.
+    """
+    wanted, found = config.trainer.accelerator, torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and not found):
+        return torch.device("cpu")
+    if not found:
+        raise ConfigError("trainer.accelerator=gpu: there is no CUDA device that torch can use here; take auto or cpu")
+    if found < config.trainer.devices:
+        raise ConfigError(
+            f"trainer.devices={config.trainer.devices}: this machine has {found} CUDA devices; lower it, or take "
+            "trainer.accelerator=cpu"
+        )
+    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
