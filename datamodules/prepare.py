@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import TYPE_CHECKING
@@ -27,20 +28,20 @@ log = logging.getLogger(__name__)
 
 
 def prepare_rollouts(config: Config, base: BaseLM, task: Task, *, train: bool = True) -> float:
-    """Sample what is missing, this process its share of the blocks; returns rollouts a second, 0 if nothing was.
+    """Sample what is missing, this process its share of the blocks; returns rollouts a second of all processes.
 
     Hidden states that training will read are kept on the way. Blocks are shared out, so every process of a job helps.
 
     Args:
         train: whether the rollouts that are trained on are needed, or the held-out ones alone.
     """
-    done, seconds = 0, 0.0
+    done, started = 0, time.monotonic()
     for store in stores_of_run(config, base, task) if train else [val_store(config, base, task)]:
         shown = config.trainer.progress and place()[0] == 0 and not store.is_complete()
         with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
-            progress = fill_store(config, base, task, store, on_progress=update)
-        done, seconds = done + progress.done, seconds + progress.seconds
-    return done / seconds if seconds else 0.0
+            done += store.spec.num_rollouts(store.missing_blocks())
+            fill_store(config, base, task, store, on_progress=update)
+    return done / (time.monotonic() - started)
 
 
 def fill_store(
@@ -51,7 +52,7 @@ def fill_store(
     *,
     controlled: ControlledLM | None = None,
     on_progress: Callable[[Progress], None] | None = None,
-) -> Progress:
+) -> None:
     """Sample what a store lacks, this process its share, and wait for the others.
 
     Args:
@@ -59,7 +60,7 @@ def fill_store(
     """
     rank, world_size = place()
     states = _states_on_the_way(config, base, store) if controlled is None else None
-    progress = collect(
+    collect(
         base,
         task.oracle,
         store,
@@ -70,7 +71,6 @@ def fill_store(
         controlled=controlled,
     )
     store.wait()
-    return progress
 
 
 def prepare_states(config: Config, base: BaseLM, task: Task) -> None:
