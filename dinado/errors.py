@@ -37,3 +37,9 @@ class ProcessError(UserError):
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
         self.exit_code = exit_code
+
+
+class Stopped(KeyboardInterrupt):
+    """A scheduler, not a person, wants the run to end: it may be started again as it is (EX_TEMPFAIL)."""
+
+    exit_code = 75

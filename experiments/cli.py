@@ -1,7 +1,8 @@
 """What every entry script shares: reading argv, printing errors, exit codes.
 
 ``key=value`` and ``--key=value`` are settings (W&B agents pass the latter), ``--flag`` alone sets a boolean one,
-and the options a script declares are its own. Exit codes: 0 fine, 2 a user error, 130 Ctrl-C.
+and the options a script declares are its own. Exit codes: 0 fine, 2 a user error, 75 stopped by a
+scheduler (SIGTERM, SIGUSR1) and ready to go on, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from typing import Any, TypeVar
 
 from dinado.errors import ConfigError, UserError
 from experiments import help, schema
-from experiments.place import LAST_WORDS, is_writer, say
+from experiments.place import LAST_WORDS, exit_code_of, is_writer, say
 from experiments.run_folder import json_line
 
 N = TypeVar("N", int, float)
@@ -136,10 +137,10 @@ def run(
     except UserError as error:
         say(f"error: {' '.join(str(error).split())}")
         return error.exit_code
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if is_writer():
             print("interrupted", file=sys.stderr)
-        return 130
+        return exit_code_of(stop)
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-from dinado.errors import ConfigError
+from dinado.errors import ConfigError, Stopped
 
 LAST_WORDS = "DINADO_LAST_WORDS"
 """Names the file in which a process that another one watches leaves what it died of, in place of printing it."""
@@ -60,3 +60,8 @@ def say(text: str) -> None:
         print(text, file=sys.stderr, flush=True)
     else:
         Path(file).write_text(text.removeprefix("error: "), encoding="utf-8")
+
+
+def exit_code_of(stop: KeyboardInterrupt) -> int:
+    """What a process that was asked to stop ends with."""
+    return stop.exit_code if isinstance(stop, Stopped) else 130

@@ -15,7 +15,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from dinado.errors import ProcessError
+from dinado.errors import ProcessError, Stopped
 from experiments.place import LAST_WORDS, is_launched
 
 PARENT = "DINADO_PARENT"
@@ -23,7 +23,7 @@ GRACE_SECONDS = 30.0
 """How long a process may take to end when all goes well, or to notice that another one has failed."""
 SHORT_SECONDS = 2.0
 """The same when something has gone wrong already."""
-STOPPED = (75, 130, 143)
+STOPPED = (Stopped.exit_code, 130)
 """Exit codes of processes that were asked to stop."""
 
 

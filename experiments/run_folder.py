@@ -22,7 +22,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from dinado.errors import CheckpointError, ConfigError
+from dinado.errors import CheckpointError, ConfigError, Stopped
 from experiments.place import is_writer
 
 if TYPE_CHECKING:
@@ -132,8 +132,8 @@ class RunFolder:
         code = error.code if isinstance(error, SystemExit) else None
         if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
             self.mark("finished")
-        elif isinstance(error, KeyboardInterrupt) or code == 130:
-            self.mark("interrupted")
+        elif isinstance(error, KeyboardInterrupt) or code in (Stopped.exit_code, 130):
+            self.mark("interrupted", "" if code else str(error))
         else:
             self.mark("failed", f"{type(error).__name__}: {error}")
 

@@ -14,22 +14,39 @@ import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 
+from dinado.errors import Stopped
+from experiments.place import is_writer
+
+BY_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
+"""How schedulers announce that they will take the machine away."""
+
+
+def interruption(number: int) -> KeyboardInterrupt:
+    """What to raise on a signal: that of a Ctrl-C, or of a scheduler's warning."""
+    name = signal.Signals(number).name
+    return Stopped(name) if number in BY_SCHEDULER else KeyboardInterrupt(name)
+
 
 @contextmanager
-def stopped_by_sigterm() -> Iterator[None]:
-    """SIGTERM is a Ctrl-C while this lasts, so that a scheduler's warning leaves a true STATUS and a hint too."""
+def interruptible() -> Iterator[None]:
+    """A scheduler's warning stops the block as a Ctrl-C does, so that it leaves a true STATUS and a hint too."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    previous = signal.signal(signal.SIGTERM, signal.default_int_handler)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        raise interruption(number)
+
+    previous = {number: signal.signal(number, stop) for number in BY_SCHEDULER}
     try:
         yield
     finally:
-        signal.signal(signal.SIGTERM, previous)
+        for number, handler in previous.items():
+            signal.signal(number, handler)
 
 
 class GracefulStop(Callback):
-    """First Ctrl-C or SIGTERM: finish the optimiser step, then stop. Second Ctrl-C: stop now.
+    """First Ctrl-C, SIGTERM or SIGUSR1: finish the optimiser step, then stop. Second Ctrl-C: stop now.
 
     Every process has to agree on the step to stop at, so the flag is reduced over processes; that needs a collective,
     which is run every ``every`` optimiser steps only. The last step, of a stopped run or a finished one, is saved here:
@@ -51,7 +68,7 @@ class GracefulStop(Callback):
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         """Install the handlers; only the main thread may."""
         if threading.current_thread() is threading.main_thread() and not self._previous:
-            for number in (signal.SIGINT, signal.SIGTERM):
+            for number in (signal.SIGINT, *BY_SCHEDULER):
                 self._previous[number] = signal.signal(number, self._handle)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
@@ -62,9 +79,10 @@ class GracefulStop(Callback):
         flag = float(self.received or 0)
         if trainer.world_size > 1:
             everyone = torch.tensor(flag, device=trainer.strategy.root_device)
-            flag = float(trainer.strategy.reduce(everyone, reduce_op="sum"))
+            torch.distributed.all_reduce(everyone, torch.distributed.ReduceOp.MAX)
+            flag = float(everyone)
         if flag:
-            self.received = self.received or signal.SIGTERM
+            self.received = int(flag)
             trainer.should_stop = True
         if flag or last or trainer.global_step in self.saved_after:
             trainer.save_checkpoint(self.checkpoint)
@@ -78,5 +96,6 @@ class GracefulStop(Callback):
     def _handle(self, number: int, frame: FrameType | None) -> None:
         if self.received is not None and number == signal.SIGINT:
             raise KeyboardInterrupt
+        if self.received is None and is_writer():
+            print("\nstopping after this step (Ctrl-C again stops at once)", flush=True)
         self.received = number
-        print("\nstopping after this step (Ctrl-C again stops at once)", flush=True)

@@ -7,6 +7,7 @@ frozen base, and for Soft the body of its network, which the norm shapes. Axes: 
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -19,7 +20,7 @@ from dinado.batch import RolloutBatch
 from dinado.models.scores import NetworkScores, base_taps
 from dinado.objectives.logspace import bernoulli_ce
 from dinado.objectives.values import log_beta
-from lightning_modules.callbacks import GracefulStop
+from lightning_modules.callbacks import GracefulStop, interruption
 
 if TYPE_CHECKING:
     from lightning_modules.base import OracleMethod
@@ -35,7 +36,7 @@ def fit_norm(method: OracleMethod, batches: Iterable[RolloutBatch], micro_batche
         micro_batches: how many of them make a step.
 
     Raises:
-        KeyboardInterrupt: on Ctrl-C or SIGTERM; nothing has been trained yet that would be worth a checkpoint.
+        KeyboardInterrupt: on Ctrl-C or a scheduler's warning; nothing trained yet would be worth a checkpoint.
     """
     config = method.config
     steps, lr = config.optim.norm_steps, config.optim.norm_lr or config.optim.lr
@@ -56,7 +57,7 @@ def fit_norm(method: OracleMethod, batches: Iterable[RolloutBatch], micro_batche
             for tensor in (numbers, *(p.grad for p in trained if p.grad is not None)):
                 dist.all_reduce(tensor)
         if numbers[2]:  # every process sees the sum, so all of them stop here
-            raise KeyboardInterrupt
+            raise interruption(next((stop.received for stop in stops if stop.received), signal.SIGTERM))
         optimizer.step()
         optimizer.zero_grad()
         schedule.step()

@@ -22,7 +22,7 @@ from dinado.rollouts.density import fill_densities, proposal_log_density
 from dinado.rollouts.rounds import missing_densities
 from dinado.rollouts.shard import write_atomic
 from dinado.rollouts.store import RolloutStore
-from lightning_modules.callbacks import GracefulStop
+from lightning_modules.callbacks import GracefulStop, interruption
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -55,7 +55,7 @@ class Rounds:
                 higher temperature as long as nothing has been accepted.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C or SIGTERM; finished blocks stay.
+            KeyboardInterrupt: on Ctrl-C or a scheduler's warning; finished blocks stay.
             StoreError: an earlier model's weights are gone and something has to be made from them.
         """
         method, data = self._method, self._data
@@ -107,8 +107,9 @@ class Rounds:
             self._check_stop()
 
     def _check_stop(self) -> None:
-        if any(stop.received for stop in self._method.trainer.callbacks if isinstance(stop, GracefulStop)):
-            raise KeyboardInterrupt
+        for stop in self._method.trainer.callbacks:
+            if isinstance(stop, GracefulStop) and stop.received:
+                raise interruption(stop.received)
 
 
 def weights_fingerprint(method: OracleMethod) -> str:

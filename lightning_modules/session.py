@@ -26,10 +26,10 @@ from dinado.evaluation.exact import exact_base_row
 from dinado.evaluation.rows import Row
 from dinado.evaluation.table import first_samples, print_samples, print_table
 from experiments.config import Config
-from experiments.place import is_writer
+from experiments.place import exit_code_of, is_writer
 from experiments.run_folder import RunFolder
 from lightning_modules.build import build_method
-from lightning_modules.callbacks import stopped_by_sigterm
+from lightning_modules.callbacks import interruptible, interruption
 from lightning_modules.devices import device_of
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish, wandb_mode
@@ -46,6 +46,7 @@ class Outcome:
     exit_code: int = 0
 
 
+@interruptible()
 def train(
     config: Config, folder: RunFolder, *, resume: bool, quiet: bool, on_start: Callable[[], None] | None = None
 ) -> Outcome:
@@ -65,9 +66,8 @@ def train(
     world = build_world(config, base)
     base.model.to(device)
     console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
-    with stopped_by_sigterm():
-        rollouts_per_s = prepare_rollouts(config, base, task)
-        prepare_states(config, base, task)
+    rollouts_per_s = prepare_rollouts(config, base, task)
+    prepare_states(config, base, task)
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
     method = build_method(config, base)
@@ -90,7 +90,7 @@ def train(
         # Lightning makes exit code 1 of the KeyboardInterrupt that a second Ctrl-C raises.
         if stop.received is None:
             raise
-        raise KeyboardInterrupt from None
+        raise interruption(stop.received) from None
     writer = trainer.is_global_zero
     if stop.received is not None:
         folder.mark("interrupted", signal.Signals(stop.received).name)
@@ -98,7 +98,7 @@ def train(
             hint = f"go on with: python train.py --resume {folder.path}"
             console.print(f"stopped at step {trainer.global_step}; {hint}", soft_wrap=True)
         finish(trainer.loggers)
-        return Outcome({}, 128 + stop.received)
+        return Outcome({}, exit_code_of(interruption(stop.received)))
     # Lightning has moved it to the CPU.
     method.to(device)
     with console.status("evaluating"):

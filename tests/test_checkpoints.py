@@ -320,7 +320,7 @@ def test_a_second_interruption_stops_at_once_and_is_no_failure(tmp_path: Path) -
         finally:
             signal.signal(signal.SIGINT, before)
     run = RunFolder(tmp_path / "runs" / "exact_world" / "twice")
-    assert status(run.path) == "interrupted"
+    assert status(run.path) == "interrupted: SIGINT"
     assert load_checkpoint(run.path)["global_step"] == 2
     assert train(tmp_path, "nado", "twice", resume=True)[0].exit_code == 0
 

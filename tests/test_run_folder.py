@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from dinado.errors import CheckpointError, ConfigError
+from dinado.errors import CheckpointError, ConfigError, Stopped
 from experiments import loader
 from experiments.place import is_writer
 from experiments.run_folder import RunFolder, choose_run_id, find_run, status
@@ -146,7 +146,9 @@ def ends(folder: RunFolder, error: BaseException | None) -> str:
         (SystemExit(), "finished"),
         (SystemExit(130), "interrupted"),
         (SystemExit(1), "failed: SystemExit: 1"),
+        (SystemExit(75), "interrupted"),
         (KeyboardInterrupt(), "interrupted"),
+        (Stopped("SIGUSR1"), "interrupted: SIGUSR1"),
         (RuntimeError("two\nlines"), "failed: RuntimeError: two lines"),
         (ConfigError("bad"), "failed: ConfigError: bad"),
     ],
