@@ -43,8 +43,8 @@ def check_place(devices: int, num_nodes: int) -> None:
         )
     if not is_launched() and num_nodes > 1:
         raise ConfigError(
-            f"trainer.num_nodes={num_nodes}: start this command on every machine with torchrun or srun, see "
-            "experiments/launch/"
+            f"trainer.num_nodes={num_nodes}: start this command on every machine with torchrun or srun "
+            "(docs/processes.md)"
         )
 
 
