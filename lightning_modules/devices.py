@@ -21,9 +21,10 @@ def device_of(config: Config) -> torch.device:
         return torch.device("cpu")
     if not found:
         raise ConfigError("trainer.accelerator=gpu: there is no CUDA device that torch can use here; take auto or cpu")
-    if found < config.trainer.devices:
+    index = int(os.environ.get("LOCAL_RANK", 0))
+    if index >= found:
         raise ConfigError(
             f"trainer.devices={config.trainer.devices}: this machine has {found} CUDA devices; lower it, or take "
             "trainer.accelerator=cpu"
         )
-    return torch.device("cuda", int(os.environ.get("LOCAL_RANK", 0)))
+    return torch.device("cuda", index)

@@ -1,0 +1,59 @@
+"""Where a process computes: the device that its place gives it, before, in and after training."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from test_checkpoints import train
+
+from dinado.errors import ConfigError
+from experiments.config import Config
+from lightning_modules import session
+from lightning_modules.base import OracleMethod
+from lightning_modules.devices import device_of
+
+
+@pytest.mark.parametrize(
+    ("accelerator", "devices", "rank", "expected"),
+    [("auto", 0, "0", "cpu"), ("cpu", 2, "1", "cpu"), ("auto", 2, "1", "cuda:1"), ("gpu", 1, "0", "cuda:0")],
+)
+def test_each_process_has_its_device(
+    accelerator: str, devices: int, rank: str, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = Config()
+    config.trainer.accelerator = accelerator  # type: ignore[assignment]
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setenv("LOCAL_RANK", rank)
+    assert device_of(config) == torch.device(expected)
+
+
+@pytest.mark.parametrize(("devices", "says"), [(0, "no CUDA device"), (1, "this machine has 1 CUDA devices")])
+def test_a_device_that_is_not_there(devices: int, says: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = Config()
+    config.trainer.accelerator, config.trainer.devices = "gpu", 2
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    with pytest.raises(ConfigError, match=says):
+        device_of(config)
+
+
+def test_rollouts_and_evaluation_are_made_on_it(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lightning moves a model to its device for `fit` alone."""
+    moved: list[str] = []
+    to = torch.nn.Module.to
+
+    def spy(module: torch.nn.Module, *args: object, **kwargs: object) -> torch.nn.Module:
+        if args and args[0] == torch.device("cpu"):
+            moved.append("method" if isinstance(module, OracleMethod) else "base")
+        return to(module, *args, **kwargs)
+
+    def noting(name: str) -> None:
+        original = getattr(session, name)
+        monkeypatch.setattr(session, name, lambda *args, **kwargs: (moved.append(name), original(*args, **kwargs))[1])
+
+    monkeypatch.setattr(torch.nn.Module, "to", spy)
+    for name in ("prepare_rollouts", "evaluate_method"):
+        noting(name)
+    assert train(tmp_path, "nado", "devices")[0].exit_code == 0  # type: ignore[arg-type]
+    order = [event for index, event in enumerate(moved) if index == 0 or moved[index - 1] != event]
+    assert order[:2] == ["base", "prepare_rollouts"] and order[-2:] == ["method", "evaluate_method"]
