@@ -171,7 +171,7 @@ def test_ctrl_c_while_a_round_is_drawn_stops_there(finished: tuple[str, RunFolde
         with pytest.raises(KeyboardInterrupt):
             train(tmp_path, name, "stopped", *ROUNDS)
     run = RunFolder(tmp_path / "runs" / "exact_world" / "stopped")
-    assert status(run.path) == "interrupted" and load_checkpoint(run.path)["global_step"] == 2
+    assert status(run.path) == "interrupted: SIGINT" and load_checkpoint(run.path)["global_step"] == 2
     outcome, run = train(tmp_path, name, "stopped", resume=True)
     assert outcome.exit_code == 0
     expected = weights(straight)
