@@ -11,6 +11,7 @@ import sys
 
 from dinado.errors import ConfigError
 from experiments import cli, loader
+from experiments.place import check_alone
 from experiments.run_folder import find_run
 
 OPTIONS = [cli.JSON]
@@ -20,6 +21,7 @@ def main(arguments: cli.Arguments) -> int:
     """Restore or load, evaluate, print the table."""
     if not arguments.positional:
         raise ConfigError("name a run (runs/<experiment>/<id>), or `base` and an experiment; see --help")
+    check_alone()
     quiet = arguments.flag(cli.JSON)
     if arguments.positional[0] == "base":
         cli.only(arguments, 2)

@@ -12,6 +12,7 @@ import sys
 
 from dinado.errors import ConfigError
 from experiments import cli
+from experiments.place import check_alone
 from experiments.run_folder import find_run
 
 PROMPT = cli.Option("prompt", "The prompt; without it and without --input, prompts are read from stdin.", "TEXT")
@@ -30,6 +31,7 @@ def main(arguments: cli.Arguments) -> int:
     """Read prompts, restore the run, write texts."""
     if len(arguments.positional) != 1:
         raise ConfigError("name one run, such as runs/quickstart/<id>; see --help")
+    check_alone()
     folder = find_run(arguments.positional[0])
     mode = arguments.value(MODE) or "sample"
     if mode not in ("sample", "greedy", "beam"):

@@ -48,6 +48,18 @@ def check_place(devices: int, num_nodes: int) -> None:
         )
 
 
+def check_alone() -> None:
+    """For commands that one process runs.
+
+    Raises:
+        ConfigError: several were started.
+    """
+    if place()[1] > 1:
+        raise ConfigError(
+            f"{place()[1]} processes were started and this command runs in one; start it without launcher"
+        )
+
+
 def _by_srun(environment: Mapping[str, str]) -> bool:
     """Whether this is a task of ``srun``; a batch script, or a shell that SLURM gave, is not."""
     return "SLURM_PROCID" in environment and environment.get("SLURM_STEP_ID") not in (None, "", "4294967291")

@@ -35,7 +35,7 @@ def processes(count: int) -> Iterator[None]:
     this one is interrupted where it stands; when this one is gone, however that came about, the others end themselves.
 
     Raises:
-        UserError: in the first process, in the words of another one that failed.
+        ProcessError: in the first process, in the words of another one that failed.
     """
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=[int(os.environ[PARENT])], daemon=True).start()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import exact_gpt2_words
 
-from benchmarks import decoding, memory, sampling, startup, timing, top_k, train_step
+from benchmarks import decoding, memory, sampling, scaling, startup, timing, top_k, train_step
 from benchmarks.case import Size
 
 
@@ -81,3 +81,11 @@ def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[
 def test_growth_is_the_exponent_of_a_power() -> None:
     amounts = [2.0, 4.0, 8.0]
     assert timing.growth(amounts, [3 * a**1.5 for a in amounts]) == pytest.approx(1.5)
+
+
+def test_two_processes_against_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(scaling, "Size", TINY)
+    tiny = scaling.SETTINGS.replace(f"optim.steps={scaling.STEPS}", "optim.steps=4").replace("=77", "=7")
+    monkeypatch.setattr(scaling, "SETTINGS", tiny.replace("batch_size=64", "batch_size=16"))
+    found = numbers_of(scaling, monkeypatch, capsys, "--repeats", "1")
+    assert found.keys() == {"train_scaling", "sampling_scaling"} and all(value > 0 for value in found.values())
