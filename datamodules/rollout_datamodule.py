@@ -250,6 +250,8 @@ class RolloutDataModule(LightningDataModule):
             "micro-batches in a step": self.accumulation,
             "rounds that begin before steps": round_starts(self.config),
             "training rows": len(self.rows),
+            "the oracle": self.task.oracle.fingerprint,
+            "rollouts.truncated": self.config.rollouts.truncated,
             "rollouts": " ".join(store.spec.fingerprint for store in self.stores),
         }
 

@@ -8,6 +8,7 @@ scheduler (SIGTERM, SIGUSR1) and ready to go on, 130 Ctrl-C.
 from __future__ import annotations
 
 import difflib
+import errno
 import math
 import os
 import re
@@ -21,6 +22,9 @@ from dinado.errors import ConfigError, UserError
 from experiments import help, schema
 from experiments.place import LAST_WORDS, exit_code_of, is_writer, say
 from experiments.run_folder import json_line
+
+DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
+"""What a disk that is full, broken or not ours to write on says."""
 
 N = TypeVar("N", int, float)
 D = TypeVar("D")
@@ -144,6 +148,12 @@ def run(
     except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except OSError as error:
+        if error.errno not in DISK_ERRORS:
+            raise
+        where = f"{error.filename}: " if error.filename else ""
+        say(f"error: {where}{error.strerror}; what was finished is kept: make room or name another folder, and resume")
+        return 2
     except Exception:
         if LAST_WORDS not in os.environ:
             raise

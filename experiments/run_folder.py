@@ -17,6 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
 from importlib import metadata
 from pathlib import Path
 from types import TracebackType
@@ -78,11 +79,13 @@ class RunFolder:
     Attributes:
         path: ``runs/<experiment>/<run_id>``.
         run_id: name of the folder, also the id on W&B.
+        checkpoint: what a run goes on from and is evaluated by: the last one, unless another was named.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, checkpoint: Path | None = None) -> None:
         self.path = Path(path)
         self.run_id = self.path.name
+        self.checkpoint = checkpoint or self.path / "checkpoints" / "last.ckpt"
 
     @classmethod
     def create(cls, loaded: Loaded, overrides: Sequence[str] = ()) -> RunFolder:
@@ -129,6 +132,11 @@ class RunFolder:
     ) -> None:
         if status(self.path) != "running":  # the run has said itself how it ended
             return
+        # A disk that is full has been reported already; readers of a STATUS that stays at running see the dead process.
+        with suppress(OSError) if error is not None else nullcontext():
+            self._mark_end(error)
+
+    def _mark_end(self, error: BaseException | None) -> None:
         code = error.code if isinstance(error, SystemExit) else None
         if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
             self.mark("finished")
@@ -197,7 +205,7 @@ def find_run(path: str | Path) -> RunFolder:
     path = Path(path)
     for folder in (path, *path.parents[:2]):
         if path.exists() and (folder / "config.yaml").is_file():
-            return RunFolder(folder)
+            return RunFolder(folder, path if path.suffix == ".ckpt" else None)
     if path.is_dir():
         inside = sorted(path.rglob("config.yaml"), key=lambda file: file.stat().st_mtime)
         raise CheckpointError(

@@ -5,9 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from dinado.errors import CheckpointError, ConfigError
+from dinado.errors import ConfigError
 from dinado.exact import EnumeratedWorld, ExactWorld, MarkovWorld
 from dinado.models.base_lm import BaseLM
 from dinado.models.catalogue import resolve_base
@@ -21,6 +19,7 @@ from experiments.loader import from_run_folder
 from experiments.run_folder import find_run
 from lightning_modules.base import OracleMethod, check_checkpoint
 from lightning_modules.build import build_method
+from lightning_modules.checkpoints import read_checkpoint
 
 EXACT_TASKS = ("exact_world", "exact_gpt2")
 
@@ -70,7 +69,7 @@ def base_of_run(run: str, config: Config) -> BaseLM:
 
 
 def restore_method(run: str | Path, base: BaseLM | None = None) -> OracleMethod:
-    """The trained method of a run, from its ``checkpoints/last.ckpt``.
+    """The trained method of a run, from its last checkpoint, or from the one that ``run`` names.
 
     Args:
         base: the run's base, if it has been loaded already.
@@ -81,7 +80,7 @@ def restore_method(run: str | Path, base: BaseLM | None = None) -> OracleMethod:
     folder = find_run(run)
     config = from_run_folder(folder.path).config
     method = build_method(config, base or build_base(config))
-    check_and_load(method, load_checkpoint(folder.path))
+    check_and_load(method, read_checkpoint(folder.checkpoint))
     return method.eval()
 
 
@@ -89,17 +88,6 @@ def check_and_load(method: OracleMethod, checkpoint: dict[str, Any]) -> None:
     """Load trained parameters, refusing a checkpoint that does not fit exactly."""
     check_checkpoint(method, checkpoint)
     method.load_state_dict(checkpoint["state_dict"], strict=False)
-
-
-def load_checkpoint(run: Path) -> dict[str, Any]:
-    """A run's last checkpoint, read without executing anything in it."""
-    file = run / "checkpoints" / "last.ckpt"
-    if not file.is_file():
-        raise CheckpointError(f"run {run} has no checkpoint yet ({file} is missing)")
-    try:
-        return torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:
-        raise CheckpointError(f"{file} is damaged ({type(error).__name__}); start the run again") from None
 
 
 def build_world(config: Config, base: BaseLM) -> ExactWorld | None:

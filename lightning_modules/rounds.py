@@ -20,7 +20,7 @@ from dinado.errors import StoreError
 from dinado.models.scores import adapters
 from dinado.rollouts.density import fill_densities, proposal_log_density
 from dinado.rollouts.rounds import missing_densities
-from dinado.rollouts.shard import write_atomic
+from dinado.rollouts.shard import write_whole
 from dinado.rollouts.store import RolloutStore
 from lightning_modules.callbacks import GracefulStop, interruption
 
@@ -125,7 +125,7 @@ def save_model(store: RolloutStore, method: OracleMethod) -> None:
     """Keep the trained weights beside what is drawn from them: later rounds have to ask them again."""
     weights = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
     if not _weights_file(store).is_file():
-        write_atomic(_weights_file(store), save(weights))
+        write_whole(_weights_file(store), save(weights))
 
 
 def _load_model(store: RolloutStore) -> dict[str, Tensor]:

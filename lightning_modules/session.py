@@ -30,12 +30,13 @@ from experiments.place import exit_code_of, is_writer
 from experiments.run_folder import RunFolder
 from lightning_modules.build import build_method
 from lightning_modules.callbacks import interruptible, interruption
+from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.devices import device_of
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish, wandb_mode
-from lightning_modules.restore import build_base, build_world, check_and_load, load_checkpoint
+from lightning_modules.restore import build_base, build_world, check_and_load
 from lightning_modules.rounds import Rounds
-from lightning_modules.training import build_trainer, checkpoint_to_resume, count_parameters
+from lightning_modules.training import build_trainer, count_parameters
 
 
 @dataclass
@@ -78,10 +79,11 @@ def train(
     trainer, stop = build_trainer(config, folder, micro_batches(config.optim, world_size))
     if on_start is not None:
         trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: on_start()))
-    checkpoint = checkpoint_to_resume(folder) if resume else None
+    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     if checkpoint is not None:
-        check_and_load(method, load_checkpoint(folder.path))
-        folder.truncate_metrics(int(load_checkpoint(folder.path)["global_step"]))
+        saved = read_checkpoint(checkpoint)
+        check_and_load(method, saved)
+        folder.truncate_metrics(int(saved["global_step"]))
     for logger in trainer.loggers:
         logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
     try:
@@ -195,7 +197,7 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     base.model.to(device_of(config))
     prepare_rollouts(config, base, task, train=False)
     method = build_method(config, base).to(device_of(config))
-    check_and_load(method, load_checkpoint(folder.path))
+    check_and_load(method, read_checkpoint(folder.checkpoint))
     data = RolloutDataModule(config, base, task)
     data.setup("validate")
     with console.status("evaluating"):

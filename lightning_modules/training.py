@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from pathlib import Path
 
 import lightning as L
 import torch
@@ -22,6 +21,7 @@ from experiments.derived import round_starts
 from experiments.run_folder import RunFolder
 from lightning_modules.base import OracleMethod
 from lightning_modules.callbacks import GracefulStop
+from lightning_modules.checkpoints import LAST, DurableCheckpoints
 from lightning_modules.devices import device_of
 from lightning_modules.loggers import build_loggers
 
@@ -30,7 +30,7 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
     """A Trainer that counts in optimiser steps and keeps ``checkpoints/last.ckpt`` up to date."""
     settings = config.trainer
     saved_after = round_starts(config)[1:]
-    stop = GracefulStop(folder.path / "checkpoints" / "last.ckpt", saved_after=saved_after)
+    stop = GracefulStop(folder.path / "checkpoints" / LAST, saved_after=saved_after)
     checkpoints = ModelCheckpoint(
         folder.path / "checkpoints",
         save_last=True,
@@ -64,6 +64,7 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
         use_distributed_sampler=False,
         default_root_dir=str(folder.path),
         profiler=build_profiler(settings.profiler, folder),
+        plugins=[DurableCheckpoints()],
     )
     return trainer, stop
 
@@ -79,12 +80,6 @@ def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:
     """Lightning's profiler of that name, which writes into the run folder."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     return None if name is None else kinds[name](dirpath=str(folder.path), filename="profile")
-
-
-def checkpoint_to_resume(folder: RunFolder) -> Path | None:
-    """``last.ckpt`` of a run, None when it was stopped before the first one."""
-    file = folder.path / "checkpoints" / "last.ckpt"
-    return file if file.is_file() else None
 
 
 def count_parameters(method: OracleMethod) -> tuple[int, int]:

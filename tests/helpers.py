@@ -6,6 +6,8 @@ Axes: B responses, P prompts, S prompt tokens, T response tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,6 +23,7 @@ from dinado.models.trainable import build_lora, build_network
 from dinado.prompt import Prompt
 from experiments import loader
 from experiments.config import Config
+from lightning_modules.checkpoints import read_checkpoint
 
 BASES = ("llama", "gpt2", "markov")
 PROMPTS = (Prompt("a", ""), Prompt("b", "3 1 2 5"), Prompt("c", "4 2"))
@@ -148,6 +151,11 @@ def random_lora(base: BaseLM, size: float = 0.3, **settings: object) -> PolicySc
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * size)
     return scores.eval()
+
+
+def load_checkpoint(run: Path) -> dict[str, Any]:
+    """A run's last checkpoint, checked."""
+    return read_checkpoint(run / "checkpoints" / "last.ckpt")
 
 
 def exact_gpt2(folder: object, *overrides: str) -> Config:

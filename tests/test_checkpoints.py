@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from helpers import exact_gpt2, exact_gpt2_words
+from helpers import exact_gpt2, exact_gpt2_words, load_checkpoint
 from torch import Tensor
 
 from dinado.errors import CheckpointError
@@ -20,7 +20,7 @@ from lightning_modules import session
 from lightning_modules.build import build_method
 from lightning_modules.callbacks import GracefulStop
 from lightning_modules.evaluation import evaluate_method
-from lightning_modules.restore import base_of_run, build_base, check_and_load, load_checkpoint, restore_method
+from lightning_modules.restore import base_of_run, build_base, check_and_load, restore_method
 
 METHODS = {
     "nado": ("method=nado", "network.width=16", "network.heads=2"),
@@ -137,32 +137,6 @@ def test_a_file_of_something_else_is_no_checkpoint(finished: tuple, checkpoint: 
     method = restore_method(finished[1].path)
     with pytest.raises(CheckpointError, match="holds no trained parameters"):
         check_and_load(method, checkpoint)  # type: ignore[arg-type]
-
-
-def test_checkpoints_that_are_missing_or_damaged(finished: tuple, tmp_path: Path) -> None:
-    _, run, _ = finished
-    with pytest.raises(CheckpointError, match="has no checkpoint yet"):
-        load_checkpoint(tmp_path)
-    (tmp_path / "checkpoints").mkdir()
-    good = (run.path / "checkpoints" / "last.ckpt").read_bytes()
-    for bad in (b"", b"not a checkpoint", good[: len(good) // 2]):
-        (tmp_path / "checkpoints" / "last.ckpt").write_bytes(bad)
-        with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged") as caught:
-            load_checkpoint(tmp_path)
-        assert "\n" not in str(caught.value)
-
-
-class Bomb:
-    def __reduce__(self) -> tuple:
-        return (print, ("boom",))
-
-
-def test_nothing_in_a_checkpoint_is_executed(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    torch.save({"state_dict": {}, "extra": Bomb()}, tmp_path / "checkpoints" / "last.ckpt")
-    with pytest.raises(CheckpointError):
-        load_checkpoint(tmp_path)
-    assert "boom" not in capsys.readouterr().out
 
 
 # What a run leaves behind

@@ -17,7 +17,13 @@ TORCH_FREE = (
     *("config", "derived", "schema", "loader", "rules", "origins", "rollout_rules", "help", "cli", "run_folder"),
     *("place", "processes"),
 )
-LEAVES = ("dinado.errors", "dinado.prompt", "dinado.seeding", "dinado.batch")  # what every room may use
+LEAVES = (
+    "dinado.errors",
+    "dinado.durable",
+    "dinado.prompt",
+    "dinado.seeding",
+    "dinado.batch",
+)  # what every room may use
 
 # Where a whole run is put together; the methods and callbacks beside them know nothing about where data comes from.
 WIRING = ("session", "evaluation", "rounds")
@@ -25,6 +31,7 @@ WIRING = ("session", "evaluation", "rounds")
 # The most specific entry decides: what a module may import of this project.
 MAY_IMPORT = {
     "dinado.errors": (),
+    "dinado.durable": ("dinado.errors",),
     "dinado.prompt": (),
     "dinado.seeding": (),
     "dinado.batch": LEAVES,

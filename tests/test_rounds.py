@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from commands import process
-from helpers import exact_gpt2_words
+from helpers import exact_gpt2_words, load_checkpoint
 from test_checkpoints import METHODS as METHOD_WORDS
 from test_checkpoints import Crash, status, train, weights
 
@@ -24,7 +24,7 @@ from experiments import loader
 from experiments.run_folder import RunFolder
 from lightning_modules import session
 from lightning_modules.callbacks import GracefulStop
-from lightning_modules.restore import build_base, build_world, load_checkpoint
+from lightning_modules.restore import build_base, build_world
 from lightning_modules.rounds import Rounds, weights_fingerprint
 
 ROUNDS = ("rollouts.rounds=3", "targets.weights=balance", "optim.lr=3e-2")

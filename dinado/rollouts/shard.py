@@ -7,39 +7,22 @@ noticed before Arrow parses it. Files appear under their name only when they are
 from __future__ import annotations
 
 import hashlib
-import os
-import time
-from contextlib import suppress
 from pathlib import Path
 
 import pyarrow as pa
 
+from dinado.durable import file_digest, write_atomic
 from dinado.errors import StoreError
-
-SETTLED_SECONDS = 2.0
-"""A file changed again within the clock's resolution looks unchanged; one this old would not."""
 
 
 def intact_digest(path: Path) -> str | None:
-    """SHA-256 of a shard, or None when it is missing or not as it was written.
-
-    A process reads a file for this once, and again whenever its inode, size or time of change is another.
-    """
+    """SHA-256 of a shard, or None when it is missing or not as it was written."""
     try:
         expected = _digest_path(path).read_text(encoding="ascii").split()[0]
-        status = path.stat()
-        state = (status.st_ino, status.st_size, status.st_mtime_ns)
-        if path not in _known or _known[path][0] != state:
-            _known[path] = (state, hashlib.sha256(path.read_bytes()).hexdigest())
-        found = _known[path][1]
-        if time.time() - status.st_mtime < SETTLED_SECONDS:
-            del _known[path]
+        found = file_digest(path)
     except (OSError, UnicodeDecodeError, IndexError):
         return None
     return found if found == expected else None
-
-
-_known: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
 def shard_digest(table: pa.Table) -> str:
@@ -56,8 +39,8 @@ def write_shard(path: Path, table: pa.Table) -> str:
     content = _content(table)
     digest = hashlib.sha256(content).hexdigest()
     # Killed between the two, a missing or differing shard is found, and the block is made again.
-    write_atomic(_digest_path(path), f"{digest}  {path.name}\n".encode("ascii"))
-    write_atomic(path, content)
+    write_whole(_digest_path(path), f"{digest}  {path.name}\n".encode("ascii"))
+    write_whole(path, content)
     return digest
 
 
@@ -67,26 +50,13 @@ def open_shard(path: Path) -> pa.Table:
         return pa.ipc.open_file(source).read_all()
 
 
-def write_atomic(path: Path, content: bytes) -> None:
-    """Put a file in place in one step: nobody ever sees half of it, not even after a power cut.
+def write_whole(path: Path, content: bytes) -> None:
+    """Put a file of the rollout cache in place in one step.
 
     Raises:
         StoreError: the disk refuses.
     """
-    # The process id keeps runs that fill the same store apart.
-    temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except OSError as error:
-        raise StoreError(f"{path} cannot be written: {error.strerror}; free the disk or set data.cache") from None
-    finally:
-        with suppress(OSError):  # there is none after success; a disk that refuses has been reported already
-            temporary.unlink()
+    write_atomic(path, content, lambda reason: StoreError(f"{reason}; free the disk or set data.cache"))
 
 
 def _content(table: pa.Table) -> bytes:

@@ -25,7 +25,7 @@ from dinado.batch import RolloutBatch
 from dinado.errors import StoreError
 from dinado.rollouts.lookahead import Lookahead
 from dinado.rollouts.sampler import Samples
-from dinado.rollouts.shard import intact_digest, open_shard, write_atomic, write_shard
+from dinado.rollouts.shard import intact_digest, open_shard, write_shard, write_whole
 from dinado.rollouts.spec import StoreSpec, Truncated, digest, source_name
 from dinado.rollouts.table import LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
 
@@ -242,4 +242,4 @@ class RolloutStore:
     def _write_manifest(self) -> None:
         if not self._manifest.exists():
             text = json.dumps(self.spec.manifest(), indent=2, ensure_ascii=False)
-            write_atomic(self._manifest, text.encode("utf-8"))
+            write_whole(self._manifest, text.encode("utf-8"))
