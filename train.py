@@ -4,6 +4,7 @@ python train.py                                   list the experiments
 python train.py quickstart optim.lr=3e-4          run one, with settings changed
 python train.py --help [section]                  every setting
 python train.py --resume runs/quickstart/<id>     continue a run that was stopped
+python train.py quickstart --continue             the same for a job that is started again as it was
 """
 
 from __future__ import annotations
@@ -14,17 +15,19 @@ from dinado.errors import ConfigError
 from experiments import cli, help, loader
 from experiments.place import check_place, is_writer
 from experiments.processes import processes
-from experiments.run_folder import RunFolder, find_run
+from experiments.run_folder import RunFolder, find_run, status
 
-OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.JSON]
+OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.CONTINUE, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
     """Settings, then a run folder, then training inside it."""
-    resume = arguments.value(cli.RESUME)
+    resume, goes_on = arguments.value(cli.RESUME), arguments.flag(cli.CONTINUE)
     cli.only(arguments, 1 if resume is None else 0)
     if resume is not None and arguments.flag(cli.FAST_DEV_RUN):
         raise ConfigError("--fast-dev-run tries an experiment out; a run to be resumed has its own settings")
+    if resume is not None and goes_on:
+        raise ConfigError("--resume names a run and --continue finds the one of this job; give one of them")
     if arguments.flag(cli.JSON) and (arguments.flag(cli.DRY_RUN) or arguments.flag(cli.PRINT_CONFIG)):
         raise ConfigError("--json prints the numbers of a run; without --dry-run and --print-config there will be some")
     if resume is None and not arguments.positional:
@@ -48,13 +51,20 @@ def main(arguments: cli.Arguments) -> int:
         return 0
     check_place(loaded.config.trainer.devices, loaded.config.trainer.num_nodes)
     if resume is None:
-        folder = RunFolder.create(loaded, arguments.overrides)
+        folder = (RunFolder.of_job if goes_on else RunFolder.create)(loaded, arguments.overrides)
+    if goes_on and status(folder.path) == "finished":
+        # Every process reads so, and none waits for the others.
+        if is_writer():
+            print(f"run {folder.path} is finished", file=sys.stderr if arguments.flag(cli.JSON) else sys.stdout)
+            if arguments.flag(cli.JSON):
+                cli.print_json({**folder.metrics()[-1], "run_dir": str(folder.path)})
+        return 0
     with folder, processes(loaded.config.trainer.devices):
         try:
             outcome = train(
                 loaded.config,
                 folder,
-                resume=resume is not None,
+                resume=resume is not None or goes_on,
                 quiet=arguments.flag(cli.JSON),
                 on_start=None if resume is None else lambda: folder.change(loaded, arguments.overrides),
             )

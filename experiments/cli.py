@@ -48,6 +48,7 @@ PRINT_CONFIG = Option("print-config", "Print the resolved settings and where eac
 DRY_RUN = Option("dry-run", "Build everything, print the sizes, take no step.")
 FAST_DEV_RUN = Option("fast-dev-run", "Run every stage once on very little data.")
 RESUME = Option("resume", "Continue a run from its folder, runs/<experiment>/<run_id>.", "RUN")
+CONTINUE = Option("continue", "Go on with the run that an earlier start of this job has left, or start it.")
 JSON = Option("json", "Print the result as one JSON object on the last line of stdout.")
 
 

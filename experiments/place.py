@@ -29,11 +29,17 @@ def is_writer() -> bool:
     return all(os.environ.get(name, "0") == "0" for name in ("RANK", "LOCAL_RANK", "NODE_RANK", "SLURM_PROCID"))
 
 
+def local_rank() -> int:
+    """Which of this machine's processes this one is, and so which of its GPUs it takes."""
+    return int(os.environ.get("LOCAL_RANK") or (os.environ["SLURM_LOCALID"] if _by_srun(os.environ) else 0))
+
+
 def check_place(devices: int, num_nodes: int) -> None:
     """Whether as many processes were started as the settings speak of.
 
     Raises:
-        ConfigError: there are more or fewer, or several machines and nobody who started them.
+        ConfigError: there are more or fewer, or several machines and nobody who started them, or nothing that they
+            could call the run by.
     """
     wanted = devices * num_nodes
     if is_launched() and place()[1] != wanted:
@@ -46,6 +52,8 @@ def check_place(devices: int, num_nodes: int) -> None:
             f"trainer.num_nodes={num_nodes}: start this command on every machine with torchrun or srun "
             "(docs/processes.md)"
         )
+    if num_nodes > 1 and os.environ.get("TORCHELASTIC_RUN_ID") == "none" and not os.environ.get("WANDB_RUN_ID"):
+        raise ConfigError("machines have to agree on the name of the run: give torchrun --rdzv-id NAME on each of them")
 
 
 def check_alone() -> None:

@@ -53,14 +53,7 @@ def choose_run_id(words: Sequence[str] = ()) -> str:
     Args:
         words: what tells this run from others of the same job, such as the experiment and its overrides.
     """
-    job = ""
-    if os.environ.get("SLURM_JOB_ID"):
-        job = f"slurm{os.environ['SLURM_JOB_ID']}"
-    elif os.environ.get("TORCHELASTIC_RUN_ID"):
-        name = os.environ["TORCHELASTIC_RUN_ID"]
-        if name == "none":  # torchrun without --rdzv-id: its own process tells one launch from the next
-            name = f"{os.getppid()} {_started(os.getppid())}"
-        job = f"elastic{hashlib.sha256(name.encode()).hexdigest()[:8]}"
+    job = job_name()
     if not is_writer() and os.environ.get(RUN_ID):
         chosen = os.environ[RUN_ID]
     elif os.environ.get("WANDB_RUN_ID"):
@@ -71,6 +64,20 @@ def choose_run_id(words: Sequence[str] = ()) -> str:
         chosen = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
     os.environ[RUN_ID] = chosen
     return chosen
+
+
+def job_name() -> str:
+    """What SLURM or torchrun calls this job, the same on all machines and after a restart; empty without one."""
+    if os.environ.get("SLURM_ARRAY_JOB_ID"):
+        return f"slurm{os.environ['SLURM_ARRAY_JOB_ID']}_{os.environ.get('SLURM_ARRAY_TASK_ID')}"
+    if os.environ.get("SLURM_JOB_ID"):
+        return f"slurm{os.environ['SLURM_JOB_ID']}"
+    name = os.environ.get("TORCHELASTIC_RUN_ID")
+    if not name:
+        return ""
+    if name == "none":  # torchrun without --rdzv-id: its own process tells one launch from the next
+        name = f"{os.getppid()} {_started(os.getppid())}"
+    return f"elastic{hashlib.sha256(name.encode()).hexdigest()[:8]}"
 
 
 class RunFolder:
@@ -112,6 +119,41 @@ class RunFolder:
             _write(folder.path / "config.yaml", to_yaml(loaded))
         return folder
 
+    @classmethod
+    def of_job(cls, loaded: Loaded, overrides: Sequence[str] = ()) -> RunFolder:
+        """The run of this job: new, or what an earlier start of the same job with the same command has left.
+
+        Processes on other machines come to the same folder without asking, because the job names it.
+
+        Raises:
+            ConfigError: nothing names the job, or its run was started with other settings.
+        """
+        if not (os.environ.get("WANDB_RUN_ID") or job_name()):
+            raise ConfigError(
+                "--continue finds a run by its job and there is none: start it with SLURM or torchrun --rdzv-id NAME, "
+                "set WANDB_RUN_ID=NAME, or go on with --resume RUN"
+            )
+        run_id = choose_run_id((loaded.experiment, *overrides))
+        folder = cls(Path(loaded.config.runs) / loaded.experiment / run_id)
+        if not (folder.path / "config.yaml").exists():
+            return cls.create(loaded, overrides)
+        if is_writer():
+            folder._check_settings(loaded)
+        return folder
+
+    def _check_settings(self, loaded: Loaded) -> None:
+        from experiments import schema
+        from experiments.loader import from_run_folder
+
+        config = from_run_folder(self.path).config
+        for key in schema.leaves():
+            before, now = schema.get(config, key), schema.get(loaded.config, key)
+            if before != now:
+                raise ConfigError(
+                    f"{loaded.provenance[key]}: {key}={now}: run {self.path} was started with {before}; set it back, "
+                    f"or change it on purpose with --resume {self.path} {key}={now}"
+                )
+
     def change(self, loaded: Loaded, overrides: Sequence[str]) -> None:
         """Keep the record true when a run goes on with other settings."""
         from experiments.loader import to_yaml
@@ -122,8 +164,11 @@ class RunFolder:
             _write(self.path / "config.yaml", to_yaml(loaded))
 
     def __enter__(self) -> RunFolder:
-        if is_writer() and status(self.path) == "running" and _owner(self.path) != _identity():
-            raise CheckpointError(f"run {self.path} is still running, process {_owner(self.path).get('pid')}")
+        owner, us = _owner(self.path), _identity()
+        if is_writer() and status(self.path) == "running" and owner != us and not _is_requeued(owner, us):
+            where = "" if owner.get("host") == us["host"] else f" on {owner.get('host')}"
+            hint = f"; if that machine is gone, delete {self.path / 'STATUS'}" if where else ""
+            raise CheckpointError(f"run {self.path} is still running, process {owner.get('pid')}{where}{hint}")
         self.mark("running")
         return self
 
@@ -266,7 +311,13 @@ def _write(file: Path, text: str) -> None:
 
 def _identity() -> dict[str, Any]:
     pid = os.getpid()
-    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid)}
+    job = {"job": os.environ.get("SLURM_JOB_ID"), "restart": os.environ.get("SLURM_RESTART_COUNT", "0")}
+    return {"host": socket.gethostname(), "pid": pid, "started": _started(pid), **(job if job["job"] else {})}
+
+
+def _is_requeued(owner: Mapping[str, Any], us: Mapping[str, Any]) -> bool:
+    """Whether the owner belongs to an earlier start of our job, all of which SLURM ends before it starts the next."""
+    return "job" in us and owner.get("job") == us["job"] and owner.get("restart") != us["restart"]
 
 
 def _owner(path: Path) -> dict[str, Any]:

@@ -71,6 +71,11 @@ class GracefulStop(Callback):
             for number in (signal.SIGINT, *BY_SCHEDULER):
                 self._previous[number] = signal.signal(number, self._handle)
 
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Take SIGTERM back from Lightning, whose handler starts a collective of its own in the middle of others'."""
+        if self._previous:
+            signal.signal(signal.SIGTERM, self._handle)
+
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
         """Stop together after an optimiser step."""
         last = trainer.global_step >= trainer.max_steps

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import os
-
 import torch
 
 from dinado.errors import ConfigError
 from experiments.config import Config
+from experiments.place import local_rank
 
 
 def device_of(config: Config) -> torch.device:
@@ -21,7 +20,7 @@ def device_of(config: Config) -> torch.device:
         return torch.device("cpu")
     if not found:
         raise ConfigError("trainer.accelerator=gpu: there is no CUDA device that torch can use here; take auto or cpu")
-    index = int(os.environ.get("LOCAL_RANK", 0))
+    index = local_rank()
     if index >= found:
         raise ConfigError(
             f"trainer.devices={config.trainer.devices}: this machine has {found} CUDA devices; lower it, or take "

@@ -54,7 +54,7 @@ def train(
     """Collect rollouts, train, evaluate, report.
 
     Args:
-        resume: continue from the run's last checkpoint.
+        resume: continue from the run's last checkpoint, from the start where it has none.
         quiet: no tables (stdout belongs to ``--json``).
         on_start: called once the settings, and the checkpoint if there is one, have proved to fit.
     """
@@ -84,6 +84,8 @@ def train(
         saved = read_checkpoint(checkpoint)
         check_and_load(method, saved)
         folder.truncate_metrics(int(saved["global_step"]))
+    elif resume:
+        folder.truncate_metrics(-1)  # of a start that came to no checkpoint
     for logger in trainer.loggers:
         logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
     try:
