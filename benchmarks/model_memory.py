@@ -1,0 +1,115 @@
+"""Memory of one process by what it trains: weights, gradients, optimiser and activations, counted and measured.
+
+    python benchmarks/model_memory.py                      SmolLM2-135M-Instruct
+    python benchmarks/model_memory.py --base gpt2-like     a random GPT-2 of 30 million parameters
+
+MB. Each kind has a process of its own, which builds the model, takes an AdamW step of 32 rollouts and reads the peak of
+its resident memory over a second pass forward and back: activations, and the gradients that come with them. Everything
+that is not called measured is the size of the tensors themselves, which docs/cluster.md adds up. Needs Linux.
+"""
+
+from __future__ import annotations
+
+import argparse
+import ctypes
+import multiprocessing
+import sys
+from pathlib import Path
+from typing import Any
+
+import torch
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from benchmarks import timing
+from benchmarks.case import Size, loss_of, make_batch, with_base
+from dinado.models.base_lm import BaseLM
+from experiments.config import Config
+from lightning_modules.build import build_method
+
+KINDS = {
+    "Soft, network": ("dinado_soft", "network"),
+    "Merge, LoRA r=16": ("dinado_merge", "lora"),
+    "Hard, LoRA r=16": ("dinado_hard", "lora"),
+    "SFT, LoRA r=16": ("sft", "lora"),
+    "SFT, full": ("sft", "full"),
+    "Merge, full": ("dinado_merge", "full"),
+}
+MB = 2**20
+
+
+def main() -> int:
+    """Measure and print."""
+    arguments, base = with_base(timing.parser(__doc__))
+    rows, numbers = [], {}
+    for label, (method, parameters) in KINDS.items():
+        row = in_a_process(base, method, parameters, arguments)
+        rows.append({"": label, **row})
+        numbers |= {f"{label}: {key}": value for key, value in row.items()}
+    timing.show(rows)
+    return timing.finish(numbers, arguments.json)
+
+
+def in_a_process(base: BaseLM, method: str, parameters: str, arguments: argparse.Namespace) -> dict[str, float]:
+    """What :func:`measure` says; peaks of one process never fall."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=measure, args=(base, method, parameters, arguments.threads, sender))
+    process.start()
+    result: dict[str, float] = receiver.recv()
+    process.join()
+    return result
+
+
+def measure(base: BaseLM, method: str, parameters: str, threads: int, sender: Any) -> None:
+    """Send MB of each part and of the peak."""
+    torch.set_num_threads(threads)
+    config = Config()
+    config.method, config.parameters = method, parameters  # type: ignore[assignment]
+    config.objective.norm, config.network.head = "mean", "tied"
+    size = Size(vocabulary=base.vocab_size)
+    frozen = tensors(base.model.parameters())
+    batch = make_batch(size)
+    for parameter in base.model.parameters():
+        parameter.sum()  # what is mapped from a file is in memory only once it has been read
+    before = resident("VmRSS")
+    trained = build_method(config, base).train()
+    built = resident("VmRSS") - before
+    weights = [parameter for parameter in trained.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.AdamW(weights)
+    loss_of(trained, batch).backward()
+    gradients = tensors(weight.grad for weight in weights if weight.grad is not None)
+    optimizer.step()
+    state = tensors(value for slot in optimizer.state.values() for value in slot.values())
+    optimizer.zero_grad()
+    ctypes.CDLL(None).malloc_trim(0)  # what the first pass has freed goes back to the system
+    before = resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    loss_of(trained, batch).backward()
+    sender.send(
+        {
+            "base": frozen,
+            "trained, million": sum(weight.numel() for weight in weights) / 1e6,
+            "own weights": tensors(trained.parameters()) - frozen,
+            "(measured)": built,
+            "optimiser": state,
+            "gradients": gradients,
+            "a pass adds, measured": resident("VmHWM") - before,
+        }
+    )
+
+
+def tensors(found: Any) -> float:
+    """MB of tensors, each storage once."""
+    storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
+    return sum(storages.values()) / MB
+
+
+def resident(field: str) -> float:
+    """MB of resident memory, now (VmRSS) or at its peak (VmHWM)."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
+
+
+if __name__ == "__main__":
+    sys.exit(main())
