@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import multiprocessing
+import statistics
 import sys
 from pathlib import Path
 from typing import Any
@@ -40,10 +41,13 @@ MB = 2**20
 
 def main() -> int:
     """Measure and print."""
-    arguments, base = with_base(timing.parser(__doc__))
+    options = timing.parser(__doc__)
+    options.set_defaults(repeats=1)
+    arguments, base = with_base(options)
     rows, numbers = [], {}
     for label, (method, parameters) in KINDS.items():
-        row = in_a_process(base, method, parameters, arguments)
+        seen = [in_a_process(base, method, parameters, arguments) for _ in range(arguments.repeats)]
+        row = {key: statistics.median(found[key] for found in seen) for key in seen[0]}
         rows.append({"": label, **row})
         numbers |= {f"{label}: {key}": value for key, value in row.items()}
     timing.show(rows)

@@ -12,7 +12,7 @@ import pytest
 import torch
 from helpers import exact_gpt2_words
 
-from benchmarks import decoding, memory, sampling, scaling, startup, timing, top_k, train_step
+from benchmarks import decoding, memory, model_memory, sampling, scaling, startup, timing, top_k, train_step
 from benchmarks.case import Size
 
 
@@ -43,6 +43,16 @@ def test_a_training_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert found.keys() == {f"{what}_{m}" for what in ("speedup", "limit_share") for m in ("soft", "merge", "nado")}
     assert all(value > 0 for value in found.values())
     assert numbers_of(memory, monkeypatch, capsys).keys() == {f"memory_ratio_{m}" for m in ("soft", "merge", "nado")}
+
+
+def test_what_a_process_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """A full copy, its gradients and two moments: the sizes that docs/cluster.md adds up."""
+    monkeypatch.setattr(model_memory, "KINDS", {"full": ("sft", "full")})
+    monkeypatch.setattr(model_memory, "Size", partial(Size, longest=12, prompts=1, per_prompt=2))
+    found = numbers_of(model_memory, monkeypatch, capsys, "--base", "gpt2-like")
+    assert found["full: own weights"] == found["full: gradients"] == pytest.approx(found["full: base"])
+    assert found["full: optimiser"] == pytest.approx(2 * found["full: base"], rel=1e-3)
+    assert found["full: a pass adds, measured"] > 0.9 * found["full: gradients"]
 
 
 def test_sizes(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
