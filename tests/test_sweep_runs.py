@@ -230,6 +230,18 @@ def test_bayes_learns_from_what_it_is_told_and_goes_on_where_it_was(write, tmp_p
     assert again.ask() is not None and again.ask() is None
 
 
+def test_bayes_runs_trials_and_keeps_its_study(sweep: Sweep):
+    pytest.importorskip("optuna")
+    head = SWEEP.replace("grid", "bayes")
+    sweep.write("optim.lr: {distribution: log_uniform_values, min: 0.1, max: 1.0}\noptim.steps: {value: 1}\n", head)
+    code, printed = sweep.run("--trials", "2", "--json")
+    assert code == 0, printed
+    assert json.loads(printed.splitlines()[-1])["finished"] == 2 and (sweep.path / "optuna.journal").is_file()
+    code, printed = sweep.run("--trials", "3", "--jobs", "2", "--json")
+    assert code == 0 and json.loads(printed.splitlines()[-1])["finished"] == 3
+    assert [len(starts) for starts in sweep.starts().values()] == [1, 1, 1]
+
+
 def test_bayes_hears_of_combinations_that_the_rules_refuse(write):
     pytest.importorskip("optuna")
     text = BAYES.replace("method: {values: [nado, dinado_soft]}", "task.length: {values: [1, 2, 3, 4]}")

@@ -82,10 +82,11 @@ def best_of_each(rows: Sequence[Ranked], key: str) -> list[Ranked]:
 
 
 def table(rows: Sequence[Ranked], metric: str, title: str) -> Table:
-    """The ranking for a terminal."""
+    """The ranking for a terminal, without settings that are the same in all rows."""
+    keys = [key for key in rows[0].settings if len({repr(row.settings[key]) for row in rows}) > 1]
     found = Table(title=title, title_justify="left")
-    for name in ("", *rows[0].settings, metric, "95 % interval", "trials"):
-        found.add_column(name, justify="left" if name in rows[0].settings else "right", overflow="fold")
+    for name in ("", *keys, metric, "95 % interval", "trials"):
+        found.add_column(name, justify="left" if name in keys else "right", overflow="fold")
     for place, row in enumerate(rows, 1):
         known = not math.isnan(row.mean)
         interval = "" if math.isnan(row.low) else f"[{row.low:.4g}, {row.high:.4g}]"
@@ -93,7 +94,7 @@ def table(rows: Sequence[Ranked], metric: str, title: str) -> Table:
         counts += f", {row.stopped} stopped early" if row.stopped else ""
         mean = f"{row.mean:.4g}" if known else "-"
         # Brackets of an interval are no markup.
-        cells = [str(place) if known else "-", *map(str, row.settings.values()), mean, interval, counts]
+        cells = [str(place) if known else "-", *(str(row.settings[key]) for key in keys), mean, interval, counts]
         found.add_row(*(cell.replace("[", "\\[") for cell in cells))
     return found
 
