@@ -205,9 +205,9 @@ class RunFolder:
                 file.write(json_line(record).encode() + b"\n")
 
     def truncate_metrics(self, step: int) -> None:
-        """Drop records after ``step``, which a run resumed from its checkpoint will write again."""
+        """Drop records of optimiser steps from ``step`` on: a run that is resumed from there writes them again."""
         if is_writer():
-            kept = [record for record in self.metrics() if record.get("step", 0) <= step]
+            kept = [record for record in self.metrics() if record.get("step", 0) < step]
             _write(self.path / "metrics.jsonl", "".join(f"{json_line(record)}\n" for record in kept))
 
     def metrics(self) -> list[dict[str, Any]]:

@@ -143,9 +143,17 @@ class OracleMethod(L.LightningModule):
         if not torch.isfinite(loss):
             raise FloatingPointError(f"the loss became {float(loss)} at optimiser step {self.global_step}")
         self._tokens += int(batch.response_mask_BT.sum())
-        if (self.global_step + 1) % self.config.trainer.log_every == 0:
-            self.log_dict(self._train_numbers(step, batch, float(loss.detach())), on_step=True, on_epoch=False)
+        if (
+            self.global_step + 1
+        ) % self.config.trainer.log_every == 0 and not self.trainer.fit_loop._should_accumulate():
+            self._log_step(self._train_numbers(step, batch, float(loss.detach())))
         return loss
+
+    def _log_step(self, numbers: dict[str, float]) -> None:
+        """Numbers of a step, written before the checkpoint that counts it: Lightning would write them after."""
+        self.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
+        for logger in self.trainer.loggers:
+            logger.log_metrics(numbers, step=self.global_step)
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Collect what held-out base rollouts tell about q and R."""

@@ -72,7 +72,8 @@ class Rounds:
         trainer.strategy.barrier("densities")
         data.add_round(drawn_from)
         method.train(training)
-        for logger in trainer.loggers:
+        # A round that was drawn before the checkpoint is on record already.
+        for logger in trainer.loggers if model is None else ():
             logger.log_metrics({**data.summary, "rollouts/round": float(index)}, step=trainer.global_step)
 
     @torch.no_grad()

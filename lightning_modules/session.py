@@ -84,10 +84,10 @@ def train(
         saved = read_checkpoint(checkpoint)
         check_and_load(method, saved)
         folder.truncate_metrics(int(saved["global_step"]))
-    elif resume:
-        folder.truncate_metrics(-1)  # of a start that came to no checkpoint
-    for logger in trainer.loggers:
-        logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
+    else:
+        folder.truncate_metrics(0)  # of a start that came to no checkpoint
+        for logger in trainer.loggers:
+            logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
     try:
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:

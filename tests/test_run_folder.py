@@ -120,7 +120,7 @@ def test_metrics(create):
     folder.append_metrics({"step": 4, "train/loss": 0.25})
     assert [record["step"] for record in folder.metrics()] == [1, 2, 4]
     assert folder.metrics()[0]["train/loss"] is None
-    folder.truncate_metrics(2)
+    folder.truncate_metrics(3)
     assert (folder.path / "metrics.jsonl").read_text().splitlines() == [
         '{"step": 1, "train/loss": null}',
         '{"step": 2, "train/loss": 0.5}',
