@@ -9,10 +9,10 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test lint format clean
+.PHONY: help install demo test test-faults lint format clean
 
 help: ## List the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 install: $(INSTALLED) ## Build .venv with the tested versions
 
@@ -27,6 +27,9 @@ demo: $(INSTALLED) ## Train the quickstart; ARGS="optim.steps=100" changes setti
 
 test: $(INSTALLED) ## Run the tests; ARGS="-k rules" selects some
 	$(PY) -m pytest $(ARGS)
+
+test-faults: $(INSTALLED) ## Kill, damage and starve runs in every way; ARGS="--kind NAME" selects
+	$(PY) tests/faults/inject.py $(ARGS)
 
 lint: $(INSTALLED) ## Check style and types
 	$(PY) -m ruff check .

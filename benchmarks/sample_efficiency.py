@@ -2,7 +2,7 @@
 
     python benchmarks/sample_efficiency.py --quick --json     one shot and rounds, three worlds; minutes on two cores
     python benchmarks/sample_efficiency.py                    five worlds, as in docs/sample_efficiency.md
-    python benchmarks/sample_efficiency.py --all              every way of weighing, and fewer rollouts, besides
+    python benchmarks/sample_efficiency.py --all              every way of weighing, fewer rollouts, and rare_oracle.py
 
 Finished runs are lines of OUT/results.jsonl and are not repeated; what was stopped goes on where it was. Both sides of
 a ratio have the same objective, network, steps and number of rollouts; they differ in what is drawn and how it is
@@ -26,7 +26,7 @@ sys.path.insert(0, str(ROOT))
 
 from scipy import stats  # noqa: E402
 
-from benchmarks import timing  # noqa: E402
+from benchmarks import rare_oracle, timing  # noqa: E402
 from benchmarks.exact_world_sweep import WORLD, run  # noqa: E402
 from dinado.rollouts.spec import digest  # noqa: E402
 from experiments import loader, schema  # noqa: E402
@@ -192,7 +192,7 @@ def main() -> int:
     """Run what is missing, print the tables, and draw the picture."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline numbers only, on few worlds")
-    parser.add_argument("--all", action="store_true", help="every scheme and budget")
+    parser.add_argument("--all", action="store_true", help="every scheme and budget, and a real model")
     parser.add_argument("--jobs", type=timing.whole, default=2, help="runs at a time, a thread each (default 2)")
     parser.add_argument("--json", action="store_true", help="the headline numbers as JSON on the last line")
     parser.add_argument("--out", type=Path, default=ROOT / "runs" / "sample_efficiency", help="results and their cache")
@@ -202,6 +202,8 @@ def main() -> int:
     results = Results(arguments.out.resolve())
     results.fill(cases, arguments.jobs)
     timing.show(table(results, cases))
+    if arguments.all:
+        print(f"\n{rare_oracle.table(rare_oracle.fill(rare_oracle.SEEDS))}")
     if arguments.figure is not None and not arguments.quick:
         draw(results, cases, arguments.figure)
     return timing.finish(headline(results, cases), arguments.json)

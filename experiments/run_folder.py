@@ -210,6 +210,10 @@ class RunFolder:
             kept = [record for record in self.metrics() if record.get("step", 0) < step]
             _write(self.path / "metrics.jsonl", "".join(f"{json_line(record)}\n" for record in kept))
 
+    def has_held_out_numbers(self, step: int) -> bool:
+        """Whether a validation of this step is on record."""
+        return any(record.get("step") == step and "val/kl_to_optimum" in record for record in self.metrics())
+
     def metrics(self) -> list[dict[str, Any]]:
         """The records of ``metrics.jsonl``, without lines that a kill cut short."""
         file = self.path / "metrics.jsonl"

@@ -257,10 +257,14 @@ def check_checkpoint(method: OracleMethod, checkpoint: dict[str, Any]) -> None:
     if saved != wanted:
         odd = sorted(set(saved.items()) ^ set(wanted.items()))[0]
         raise CheckpointError(f"the checkpoint does not fit this configuration: {odd[0]} {odd[1]} differs")
-    if checkpoint.get("base_fingerprint") != method.base.fingerprint:
+    check_base(checkpoint, method.base)
+
+
+def check_base(checkpoint: dict[str, Any], base: BaseLM) -> None:
+    """Raise :class:`CheckpointError` if the checkpoint was trained on another base, tokenizer or temperature."""
+    if checkpoint.get("base_fingerprint") != base.fingerprint:
         raise CheckpointError(
-            f"the checkpoint was trained on another base than base.name={method.config.base.name} at "
-            f"temperature {method.config.base.temperature}"
+            f"the checkpoint was trained on another base than base.name={base.name} at temperature {base.temperature:g}"
         )
 
 

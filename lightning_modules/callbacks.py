@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
@@ -89,6 +89,7 @@ class GracefulStop(Callback):
         if flag:
             self.received = int(flag)
             trainer.should_stop = True
+            trainer.limit_val_batches = 0  # who is about to take the machine away does not wait for a validation
         if flag or last or trainer.global_step in self.saved_after:
             trainer.save_checkpoint(self.checkpoint)
 
@@ -104,3 +105,27 @@ class GracefulStop(Callback):
         if self.received is None and is_writer():
             print("\nstopping after this step (Ctrl-C again stops at once)", flush=True)
         self.received = number
+
+
+class PendingValidation(Callback):
+    """A validation that was due at a resumed run's checkpoint, and was not made any more.
+
+    Checkpoints are taken before the validation of the same step, and Lightning goes on with the step after it.
+
+    Args:
+        every: optimiser steps between validations.
+        is_recorded: whether there are held-out numbers of a step.
+    """
+
+    def __init__(self, every: int, is_recorded: Callable[[int], bool]) -> None:
+        self.every = every
+        self.is_recorded = is_recorded
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Make it before the first step; all processes do what the first one knows."""
+        done = trainer.global_step
+        due = done > 0 and done % self.every == 0 and not self.is_recorded(done - 1)
+        if trainer.strategy.broadcast(due):
+            trainer.validating = True
+            trainer.fit_loop.epoch_loop.val_loop.run()
+            trainer.training = True

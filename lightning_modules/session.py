@@ -28,8 +28,9 @@ from dinado.evaluation.table import first_samples, print_samples, print_table
 from experiments.config import Config
 from experiments.place import exit_code_of, is_writer
 from experiments.run_folder import RunFolder
+from lightning_modules.base import check_base
 from lightning_modules.build import build_method
-from lightning_modules.callbacks import interruptible, interruption
+from lightning_modules.callbacks import PendingValidation, interruptible, interruption
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.devices import device_of
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
@@ -63,8 +64,12 @@ def train(
     device = device_of(config)
     wandb_mode(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    base, task = build_base(config), build_task(config)
+    task, base = build_task(config), build_base(config)
     world = build_world(config, base)
+    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
+    saved = None if checkpoint is None else read_checkpoint(checkpoint)
+    if saved is not None:
+        check_base(saved, base)
     base.model.to(device)
     console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
     rollouts_per_s = prepare_rollouts(config, base, task)
@@ -77,17 +82,18 @@ def train(
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
     world_size = config.trainer.devices * config.trainer.num_nodes
     trainer, stop = build_trainer(config, folder, micro_batches(config.optim, world_size))
-    if on_start is not None:
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: on_start()))
-    checkpoint = folder.checkpoint if resume and folder.checkpoint.is_file() else None
-    if checkpoint is not None:
-        saved = read_checkpoint(checkpoint)
+    if saved is not None:
         check_and_load(method, saved)
-        folder.truncate_metrics(int(saved["global_step"]))
+        done = int(saved["global_step"])
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: folder.truncate_metrics(done)))
+        if config.trainer.val_every:
+            trainer.callbacks.append(PendingValidation(config.trainer.val_every, folder.has_held_out_numbers))
     else:
         folder.truncate_metrics(0)  # of a start that came to no checkpoint
         for logger in trainer.loggers:
             logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
+    if on_start is not None:
+        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: on_start()))
     try:
         trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
     except SystemExit:
@@ -140,7 +146,7 @@ def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:
 def dry_run(config: Config) -> None:
     """Build everything, print the sizes, take no step and sample nothing."""
     console = _console(False)
-    base, task = build_base(config), build_task(config)
+    task, base = build_task(config), build_base(config)
     method = build_method(config, base)
     trained, total = count_parameters(method)
     console.print(f"base {base.name}, {len(task.train_prompts)} training and {len(task.val_prompts)} held-out prompts")
@@ -193,7 +199,7 @@ def _show(console: Console, config: Config, report: Report, task: str) -> None:
 def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     """Evaluate a trained run afresh; settings may differ from those it was trained with where weights allow."""
     console = _console(quiet)
-    base, task = build_base(config), build_task(config)
+    task, base = build_task(config), build_base(config)
     # Before adapters go into the base: the world is enumerated from p.
     world = build_world(config, base)
     base.model.to(device_of(config))
@@ -212,7 +218,7 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
 def evaluate_base(config: Config, *, quiet: bool) -> Row:
     """Evaluate a base alone from its held-out rollouts."""
     console = _console(quiet)
-    base, task = build_base(config), build_task(config)
+    task, base = build_task(config), build_base(config)
     world = build_world(config, base)
     base.model.to(device_of(config))
     prepare_rollouts(config, base, task, train=False)

@@ -109,4 +109,5 @@ def store_summary(rollouts: Rollouts) -> dict[str, float]:
         "rollouts/success": float(rollouts.score_N.mean()) if len(rollouts) else 0.0,
         "rollouts/distinct": rollouts.distinct_share,
         "rollouts/truncated": rollouts.truncated_share,
+        "rollouts/tokens": float(rollouts.length_N.sum()),
     }

@@ -120,6 +120,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--short", action="store_true", help="one fault of most kinds")
     parser.add_argument("--kind", help="those of one kind")
+    parser.add_argument("--name", help="the one of this name")
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default 2)")
     arguments = parser.parse_args()
     faults = everything()
@@ -127,6 +128,8 @@ def main() -> int:
         faults = few(faults)
     if arguments.kind:
         faults = [fault for fault in faults if fault.kind == arguments.kind]
+    if arguments.name:
+        faults = [fault for fault in faults if fault.name == arguments.name]
     if not faults:
         parser.error(f"no such kind; there are: {', '.join(dict.fromkeys(fault.kind for fault in everything()))}")
     if not can_mount():
