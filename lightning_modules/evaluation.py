@@ -12,12 +12,14 @@ import torch.distributed as dist
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.stores import val_store
 from datamodules.tasks import Task
+from dinado.batch import RolloutBatch
 from dinado.evaluation.exact import exact_base_row, exact_row
 from dinado.evaluation.rows import Row, best_of, row_of, without_kl
-from dinado.evaluation.samples import JudgedSamples, sample_and_judge
+from dinado.evaluation.samples import JudgedSamples, pieces, sample_and_judge
 from dinado.exact import ExactWorld
 from dinado.models.base_lm import BaseLM
 from dinado.models.controlled_lm import ControlledLM
+from dinado.objectives.weights import smoothed_root
 from dinado.rollouts.table import Rollouts
 from experiments.config import Config
 from experiments.place import is_writer
@@ -70,6 +72,8 @@ def evaluate_method(
         row |= exact_row(world, model, config.eval.exact_samples, config.seed)
         rows["base"] |= exact_base_row(world)
     rows[config.method] = row
+    for samples in (before, after):
+        trace_r(method, samples, before, config.eval.show)
     return Report(rows, before, after)
 
 
@@ -111,7 +115,33 @@ def samples_of_store(rollouts: Rollouts) -> JudgedSamples:
         log_p,
         log_p,
         rollouts.length_N.tolist(),
+        [rollouts.response(row)[0].tolist() for row in range(len(rollouts))],
+        [[] for _ in range(len(rollouts))],
     )
+
+
+def trace_r(method: OracleMethod, samples: JudgedSamples, before: JudgedSamples, count: int) -> None:
+    """Note predicted R along the first text of each of the first ``count`` prompts, in one pass for all of them.
+
+    Args:
+        before: base rollouts of the same prompts, which say what R(c) is to a method that has to be told.
+    """
+    rows = [row for row in samples.first_rows(count) if len(samples.tokens[row])]
+    if not rows:
+        return
+    base, prompts = method.base, [samples.prompts[row] for row in rows]
+    ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
+    tokens = [samples.tokens[row] for row in rows]
+    batch = RolloutBatch.unjudged(ids_PS, mask_PS, range(len(rows)), tokens)
+    everyone = [before.prompts[row] for row in before.first_rows(len(before.prompts))]
+    rates = {
+        prompt.id: smoothed_root(torch.tensor(scores))
+        for prompt, scores in zip(everyone, before.per_prompt(before.score), strict=True)
+    }
+    batch.root_B = torch.tensor([float(rates.get(prompt.id, 0.5)) for prompt in prompts], device=base.device)
+    log_r_BT = method.values(method.scores(batch, method.needs), batch).log_r_BT.float()
+    for row, ids, log_r_T in zip(rows, tokens, log_r_BT.clamp(max=0).exp().tolist(), strict=True):
+        samples.along[row] = list(zip(pieces(base, ids), log_r_T[: len(ids)], strict=True))
 
 
 def _gap(samples: JudgedSamples) -> float:

@@ -28,6 +28,9 @@ class JudgedSamples:
         score: what the oracle said; 0 for an unfinished response unless those are judged too.
         log_q, log_p: log-probability of the whole response under the sampled model and under the base, in nats.
         num_tokens: response tokens.
+        tokens: their ids, the end-of-sequence token included when there is one.
+        along: pieces of the text, each with the predicted R of what has been written up to its end; empty for the many
+            rows of which nobody asked that.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -37,6 +40,8 @@ class JudgedSamples:
     log_q: list[float] = field(default_factory=list)
     log_p: list[float] = field(default_factory=list)
     num_tokens: list[int] = field(default_factory=list)
+    tokens: list[Sequence[int]] = field(default_factory=list)
+    along: list[list[tuple[str, float]]] = field(default_factory=list)
 
     def per_prompt(self, values: Sequence[float]) -> list[list[float]]:
         """Values regrouped by prompt, in order of first appearance."""
@@ -46,14 +51,21 @@ class JudgedSamples:
         return list(groups.values())
 
     def records(self) -> list[dict[str, object]]:
-        """Every sample as a plain record; ``log_p`` and ``log_q`` in nats."""
+        """Every sample as a plain record; ``log_p`` and ``log_q`` in nats, ``tokens`` and ``r`` where R was traced."""
         names = ("texts", "score", "finished", "log_q", "log_p")
         columns = zip(*(getattr(self, name) for name in names), strict=True)
         keys = ("text", *names[1:])
         return [
-            {"prompt": prompt.text} | dict(zip(keys, row, strict=True))
-            for prompt, row in zip(self.prompts, columns, strict=True)
+            {"prompt": prompt.text} | dict(zip(keys, row, strict=True)) | _traced(along)
+            for prompt, row, along in zip(self.prompts, columns, self.along, strict=True)
         ]
+
+    def first_rows(self, count: int) -> list[int]:
+        """The first row of each of the first ``count`` prompts."""
+        first: dict[str, int] = {}
+        for row, prompt in enumerate(self.prompts):
+            first.setdefault(prompt.id, row)
+        return list(first.values())[:count]
 
     def take(self, rows: Sequence[int]) -> JudgedSamples:
         """These rows, in this order."""
@@ -63,6 +75,21 @@ class JudgedSamples:
         """Append rows."""
         for name, values in vars(other).items():
             getattr(self, name).extend(values)
+
+
+def pieces(base: BaseLM, tokens: Sequence[int]) -> list[str]:
+    """What each token adds to the decoded text; nothing while a character that takes several is not whole."""
+    found, before = [], ""
+    for end in range(1, len(tokens) + 1):
+        now = base.decode(tokens[:end])
+        whole = now.startswith(before) and not now.endswith("\ufffd")
+        found.append(now[len(before) :] if whole else "")
+        before = now if whole else before
+    return found
+
+
+def _traced(along: Sequence[tuple[str, float]]) -> dict[str, object]:
+    return {"tokens": [piece for piece, _ in along], "r": [round(r, 4) for _, r in along]} if along else {}
 
 
 def judge(oracle: Oracle, prompts: list[Prompt], texts: list[str], finished: list[bool], truncated: str) -> list[float]:
@@ -121,5 +148,7 @@ def sample_and_judge(
                 log_p = base.log_probs(batch).sum(1).tolist()
         score = judge(oracle, rows, texts, samples.finished, truncated)
         lengths = [len(tokens) for tokens in samples.tokens]
-        everything.add(JudgedSamples(rows, texts, samples.finished, score, log_q, log_p, lengths))
+        nothing: list[list[tuple[str, float]]] = [[] for _ in texts]
+        tokens: list[Sequence[int]] = list(samples.tokens)
+        everything.add(JudgedSamples(rows, texts, samples.finished, score, log_q, log_p, lengths, tokens, nothing))
     return everything

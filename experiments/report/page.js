@@ -125,10 +125,7 @@
   filterAll();
   drawRest();
   if (refresh) {
-    setInterval(() => {
-      if (paused.checked || document.hidden) return;
-      save();
-      location.reload();
-    }, refresh * 1000);
+    addEventListener("pagehide", save);
+    setInterval(() => { if (!paused.checked && !document.hidden) location.reload(); }, refresh * 1000);
   }
 })();
