@@ -308,3 +308,13 @@ def test_a_record_that_was_cut_short_is_left_out(tmp_path):
     with (tmp_path / "trials.jsonl").open("a") as file:
         file.write('{"trial": "x", "sta')
     assert list(folder.records()) == [trial(lr=1).id]
+
+
+def test_a_trial_that_ended_after_its_sweep_is_written_down(sweep: Sweep):
+    sweep.write("optim.lr: {values: [1]}\noptim.steps: {value: 1}\n")
+    assert sweep.run()[0] == 0
+    lines = (sweep.path / "trials.jsonl").read_text().splitlines()
+    (sweep.path / "trials.jsonl").write_text(f"{lines[0]}\n")
+    assert [record["status"] for record in records(sweep).values()] == ["running"]
+    assert sweep.run()[0] == 0
+    assert [(record["status"], record["value"]) for record in records(sweep).values()] == [(FINISHED, 1.0)]

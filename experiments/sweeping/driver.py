@@ -129,8 +129,18 @@ class Driver:
         if outcome.status in (FINISHED, STOPPED_EARLY) or status(trial.run) == FINISHED:
             os.close(lock)
             self._histories[trial.id] = self.folder.history(trial)
+            written = record is not None and (record["status"], record.get("metric")) == (
+                outcome.status,
+                self.folder.metric,
+            )
+            if not written:  # it ended after the sweep that had started it, or is ranked by another number now
+                self.folder.write(trial, outcome)
             self._settle(trial, outcome, known=True)
-            return
+        else:
+            self._start(trial, lock)
+
+    def _start(self, trial: Trial, lock: int) -> None:
+        """Start its process, which goes on from where an earlier one was."""
         resume = (trial.run / "config.yaml").is_file()
         words = ["--resume", str(trial.run)] if resume else list(trial.words)
         command = [sys.executable, str(TRAIN), *words, "--trainer.progress=false", "--json"]

@@ -145,6 +145,8 @@ class Bayes:
 
     def _trial(self, suggested: Any) -> Trial | None:
         settings = {}
+        if len(suggested.params) < len(self.maker.definition.parameters):
+            return None  # another machine is about to fill it in
         for parameter in self.maker.definition.parameters:
             drawn = suggested.params[parameter.key]
             inside = min(max(drawn, 1e-12), 1 - 1e-12)
