@@ -36,7 +36,7 @@ def test_without_an_experiment_train_lists_them() -> None:
 
 def test_help_answers_at_once() -> None:
     before = resource.getrusage(resource.RUSAGE_CHILDREN)
-    for script in ("train.py", "evaluate.py", "generate.py"):
+    for script in ("train.py", "evaluate.py", "generate.py", "sweep.py", "compare.py"):
         result = process(script, "--help")
         assert result.code == 0 and f"python {script}" in result.out
         assert not result.err
