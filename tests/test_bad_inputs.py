@@ -166,7 +166,9 @@ CASES = {
     "a base that is not there": Case(
         JSONL + "oracle.name=regex oracle.pattern=2 base.name=./nowhere", "base.name=./nowhere"
     ),
-    "a base that is no model": Case(JSONL + "oracle.name=regex oracle.pattern=2 base.name=./runs", "base.name=./runs"),
+    "a base that is no model": Case(
+        JSONL + "oracle.name=regex oracle.pattern=2 base.name=./runs", "runs: cannot be loaded"
+    ),
     "a base cut short": Case(
         JSONL + "oracle.name=regex oracle.pattern=2", "model: cannot be loaded", cut("model/model.safetensors")
     ),
