@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import os
 import signal
 import sys
@@ -117,8 +118,8 @@ def train(
         torch.distributed.destroy_process_group()
     if report is None:
         return Outcome()
-    last = {key: float(value) for key, value in trainer.callback_metrics.items()}
-    metrics = last | data.summary | final_metrics(config, report, folder)
+    folder.truncate_metrics(config.optim.steps)  # of an evaluation that came to no end
+    metrics = last_numbers(folder) | data.summary | final_metrics(config, report, folder)
     metrics["perf/rollouts_per_s"] = rollouts_per_s
     folder.append_metrics({"step": config.optim.steps, **metrics})
     for logger in trainer.loggers[1:]:
@@ -126,6 +127,16 @@ def train(
     finish(trainer.loggers)
     _show(console, config, report, task.name)
     return Outcome(metrics)
+
+
+def last_numbers(folder: RunFolder) -> Row:
+    """What training and validation logged last, in this process or in one before it."""
+    numbers: Row = {}
+    for record in folder.metrics():
+        numbers |= {
+            key: value for key, value in record.items() if key.startswith(("train/", "reg/", "norm/", "perf/", "val/"))
+        }
+    return {key: math.nan if value is None else value for key, value in numbers.items()}
 
 
 def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:

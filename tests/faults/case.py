@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -100,6 +101,7 @@ def _child(folder: Path, arguments: list[str], prepare: Callable[[], None], said
         for number, file in enumerate(said, 1):
             os.dup2(os.open(file, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
         os.environ["WANDB_RUN_ID"] = Path(RUN).name
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.argv = [str(ROOT / "train.py"), *arguments]
         import train
         from experiments import cli
