@@ -32,10 +32,12 @@ from experiments.report.statistics import holm, paired, summarise, unpaired
 
 def run_with(seed: int = 0, **settings: str) -> Run:
     """A run with default settings but these, in memory; ``a__b`` is the key ``a.b``."""
-    from experiments.report.runs import _defaults
+    from experiments.report.runs import default_settings
 
     changed = {key.replace("__", "."): value for key, value in settings.items()}
-    return Run(Path(f"runs/{seed}/{'-'.join(changed.values())}"), _defaults() | {"seed": str(seed)} | changed, [])
+    return Run(
+        Path(f"runs/{seed}/{'-'.join(changed.values())}"), default_settings() | {"seed": str(seed)} | changed, []
+    )
 
 
 @pytest.fixture

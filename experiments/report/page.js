@@ -97,7 +97,7 @@
   function restore() {
     let state = null;
     try { state = JSON.parse(sessionStorage.getItem(key)); } catch { /* as above */ }
-    if (!state) return;
+    if (!state) return null;
     boxes.forEach((box) => { box.checked = !state.hidden.includes(box.dataset.label); });
     const details = all("details");
     if (details.length === state.open.length) details.forEach((one, i) => { one.open = state.open[i]; });
@@ -105,8 +105,7 @@
     if (state.direction && table.tHead.rows[0].cells[state.sorted]) sort(table, state.sorted, state.direction);
     if (numbers) numbers.checked = state.numbers;
     if (paused) paused.checked = state.paused;
-    history.scrollRestoration = "manual";
-    scrollTo({ top: state.scroll, behavior: "instant" });
+    return state.scroll;
   }
 
   document.getElementById("filter").addEventListener("submit", (event) => event.preventDefault());
@@ -120,9 +119,13 @@
   if (paused) paused.addEventListener("change", save);
 
   if (matchMedia("(max-width: 40rem)").matches) document.querySelector("#filter details").open = false;
-  if (refresh) restore();
+  const scroll = refresh ? restore() : null;
   showNumbers();
   filterAll();
+  if (scroll !== null) { // once everything has the height that it had
+    history.scrollRestoration = "manual";
+    scrollTo({ top: scroll, behavior: "instant" });
+  }
   drawRest();
   if (refresh) {
     addEventListener("pagehide", save);

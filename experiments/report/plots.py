@@ -27,42 +27,40 @@ def curves(panel: Panel, labels: Sequence[str], element: str) -> str:
     """Thin lines for seeds, thick ones for their means, as JSON for ``Bokeh.embed.embed_item``."""
     plot = _figure(panel.measure, "optimiser step")
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
-    hovered = []
-    for mean in (False, True):
-        chosen = [curve for curve in panel.curves if curve.mean is mean]
-        if not chosen:
-            continue
-        places = [labels.index(curve.label) for curve in chosen]
-        source = ColumnDataSource(
-            {
-                "xs": [curve.steps.astype(np.float32) for curve in chosen],
-                "ys": [curve.values.astype(np.float32) for curve in chosen],
-                "label": [curve.label for curve in chosen],
-                "run": [curve.run for curve in chosen],
-                "colour": [look(place).colour for place in places],
-                "dash": [list(look(place).dash) if mean else [] for place in places],
-                "g": places,
-            }
-        )
-        width, alpha = (2.4, 1.0) if mean else (1.0, 0.4)
-        drawn = plot.multi_line(
-            "xs",
-            "ys",
-            source=source,
-            line_color="colour",
-            line_dash="dash",
-            line_width=width,
-            line_alpha=alpha,
-            line_join="round",
-            name=FILTERED,
-            view=_view(len(chosen)),
-        )
-        hovered.append(drawn)
-        single = [i for i, curve in enumerate(chosen) if len(curve.steps) == 1]
-        if single:
-            _dots(plot, [chosen[i] for i in single], [places[i] for i in single])
+    # Means are drawn last, over the seeds.
+    chosen = sorted(panel.curves, key=lambda curve: curve.mean)
+    places = [labels.index(curve.label) for curve in chosen]
+    source = ColumnDataSource(
+        {
+            "xs": [curve.steps.astype(np.float32) for curve in chosen],
+            "ys": [curve.values.astype(np.float32) for curve in chosen],
+            "label": [curve.label for curve in chosen],
+            "run": [curve.run for curve in chosen],
+            "colour": [look(place).colour for place in places],
+            "dash": [list(look(place).dash) if curve.mean else [] for curve, place in zip(chosen, places, strict=True)],
+            "width": [2.4 if curve.mean else 1.0 for curve in chosen],
+            "alpha": [1.0 if curve.mean else 0.4 for curve in chosen],
+            "g": places,
+        }
+    )
+    lines = plot.multi_line(
+        "xs",
+        "ys",
+        source=source,
+        line_color="colour",
+        line_dash="dash",
+        line_width="width",
+        line_alpha="alpha",
+        line_join="round",
+        name=FILTERED,
+        view=_view(len(chosen)),
+    )
+    single = [i for i, curve in enumerate(chosen) if len(curve.steps) == 1]
+    if single:
+        _dots(plot, [chosen[i] for i in single], [places[i] for i in single])
     tips = [("", "@label, @run"), ("step", "$snap_x{0,0}"), (panel.measure.label, "$snap_y{0.0000}")]
-    plot.add_tools(HoverTool(renderers=hovered, tooltips=tips, line_policy="nearest"))
+    one_line = {"line_policy": "nearest", "limit": 1, "sort_by": [("width", "descending")]}
+    plot.add_tools(HoverTool(renderers=[lines], tooltips=tips, **one_line))
     return _item(plot, element)
 
 
@@ -95,7 +93,7 @@ def frontier(comparison: Comparison, against: Measure, success: Measure, element
     big = plot.scatter("x", "y", source=means, size=13, view=_view(len(large["x"])), **dot)
     number = f"{{0.{'0' * against.digits}}}"
     tips = [("", "@label, @run"), (against.label, f"@x{number}"), (success.label, "@y{0.000}")]
-    plot.add_tools(HoverTool(renderers=[big, seeds], tooltips=tips))
+    plot.add_tools(HoverTool(renderers=[big, seeds], tooltips=tips, limit=1))
     _landmarks(plot, comparison, against)
     return _item(plot, element)
 

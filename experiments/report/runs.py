@@ -118,7 +118,7 @@ def read_run(path: Path, *, live: bool = False) -> Run:
         raise CheckpointError(f"{path / 'config.yaml'} cannot be read: {str(error).splitlines()[0]}") from None
     if not isinstance(body, dict):
         raise CheckpointError(f"{path / 'config.yaml'} holds no settings")
-    settings = _defaults() | dict(_flat(body))
+    settings = default_settings() | dict(_flat(body))
     samples = {}
     for name in ("before", "after"):
         rows = _lines(path / "samples" / f"{name}.jsonl", live)
@@ -219,8 +219,8 @@ def _text(value: Any) -> str:
 
 
 @cache
-def _defaults() -> dict[str, str]:
-    """What a run that was made before a setting existed would say about it."""
+def default_settings() -> dict[str, str]:
+    """Every setting with its default as runs write it, which is what a run older than a setting would say."""
     return {
         key: _text(yaml.load(yaml.safe_dump(_listed(leaf.default)), Loader=_TEXT))
         for key, leaf in schema.leaves().items()
