@@ -94,7 +94,7 @@ def collect(
                 progress.tokens += _sample_block(base, store, block, states, controlled)
             if not store.has_scores(block):
                 _score_block(oracle, store, block)
-            if store.candidates:
+            if store.candidates and not store.has_lookahead(block):
                 _look_ahead(base, oracle, store, block)
             progress.done += store.spec.num_rollouts([block])
             progress.seconds = time.monotonic() - start

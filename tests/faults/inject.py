@@ -1,7 +1,7 @@
 """Inject every fault and print what became of them.
 
     python tests/faults/inject.py              all of them; half an hour on two cores
-    python tests/faults/inject.py --short      one of most kinds, as `make test` does
+    python tests/faults/inject.py --short      one of every second kind, as `make test` does
     python tests/faults/inject.py --kind "a full disk"
 
 After each fault the run goes on with ``--resume`` and has to end with the weights, logged numbers, rollouts and texts
@@ -118,7 +118,7 @@ def summary(rows: list[dict[str, Any]], short: bool) -> dict[str, Any]:
 def main() -> int:
     """Everything, or what the command line asks for; 1 if anything was lost."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--short", action="store_true", help="one fault of most kinds")
+    parser.add_argument("--short", action="store_true", help="one fault of every second kind")
     parser.add_argument("--kind", help="those of one kind")
     parser.add_argument("--name", help="the one of this name")
     parser.add_argument("--jobs", type=int, default=2, help="faults at a time (default 2)")

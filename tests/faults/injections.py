@@ -157,12 +157,12 @@ def everything() -> list[Fault]:
 
 
 def few(faults: list[Fault]) -> list[Fault]:
-    """One of each kind, the second where there are several: the first is often where nothing has been done yet."""
+    """One of every second kind, from the middle of its list: the first is often where nothing has been done yet."""
     by_kind: dict[str, list[Fault]] = {}
     for fault in faults:
         by_kind.setdefault(fault.kind, []).append(fault)
     slow = ("processes killed", "killed at any moment", "three times")
-    return [same[len(same) // 2] for kind, same in by_kind.items() if not kind.endswith(slow)]
+    return [same[len(same) // 2] for kind, same in by_kind.items() if not kind.endswith(slow)][::2]
 
 
 def can_mount() -> bool:

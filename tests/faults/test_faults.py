@@ -1,4 +1,4 @@
-"""The short form: one fault of most kinds. The full form is ``make test-faults``."""
+"""The short form: one fault of every second kind. The full form is ``make test-faults``."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HERE = Path(__file__).resolve().parent
 
 
 @pytest.mark.slow
-def test_a_run_outlives_one_fault_of_most_kinds(capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_run_outlives_one_fault_of_many_kinds(capsys: pytest.CaptureFixture[str]) -> None:
     command = [sys.executable, str(HERE / "inject.py"), "--short", "--jobs", "2"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     with capsys.disabled():
