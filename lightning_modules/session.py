@@ -130,12 +130,11 @@ def train(
 
 
 def last_numbers(folder: RunFolder) -> Row:
-    """What training and validation logged last, in this process or in one before it."""
+    """What the last logged step and the last validation said, in this process or in one before it."""
     numbers: Row = {}
     for record in folder.metrics():
-        numbers |= {
-            key: value for key, value in record.items() if key.startswith(("train/", "reg/", "norm/", "perf/", "val/"))
-        }
+        if "train/loss" in record or "val/kl_to_optimum" in record:
+            numbers |= {key: value for key, value in record.items() if key != "step"}
     return {key: math.nan if value is None else value for key, value in numbers.items()}
 
 
