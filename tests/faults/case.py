@@ -7,7 +7,6 @@ the imports, unless it starts others itself.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import signal
@@ -131,17 +130,13 @@ def fingerprint(folder: Path) -> dict[str, Any]:
     """What two runs of the same settings share, bit for bit: weights, logged numbers, rollouts, texts."""
     run = folder / RUN
     checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
-    digest = hashlib.sha256()
-    for name, value in sorted(checkpoint["state_dict"].items()):
-        digest.update(name.encode() + value.contiguous().numpy().tobytes())
     records = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-    numbers = [{key: value for key, value in record.items() if not key.startswith("perf/")} for record in records]
     return {
-        "weights": digest.hexdigest(),
         "step": checkpoint["global_step"],
-        "numbers": numbers,
-        "texts": (run / "samples" / "after.jsonl").read_text(),
         "rollouts": {name: value for name, (value, _) in shards(folder).items()},
+        "texts": (run / "samples" / "after.jsonl").read_text(),
+        "weights": checkpoint["state_dict"],
+        "numbers": [{key: value for key, value in row.items() if not key.startswith("perf/")} for row in records],
     }
 
 
@@ -161,6 +156,18 @@ def shards(folder: Path) -> dict[str, tuple[str, tuple[int, int]]]:
     return found
 
 
-def difference(found: dict[str, Any], expected: dict[str, Any]) -> str:
-    """The first thing in which two runs differ; empty if they are the same."""
-    return next((key for key in expected if found[key] != expected[key]), "")
+def difference(found: dict[str, Any], expected: dict[str, Any], to_rounding: bool = False) -> str:
+    """The first thing in which two runs differ; empty if they are the same.
+
+    Args:
+        to_rounding: weights may differ by 1e-5, and what is computed from them by as much as follows from that.
+    """
+    weights = expected["weights"]
+    if found["weights"].keys() != weights.keys() or found["step"] != expected["step"]:
+        return "step or names of weights"
+    within = 1e-5 if to_rounding else 0.0
+    for name, value in found["weights"].items():
+        if not (value - weights[name]).abs().max() <= within:
+            return f"weights: {name} by {(value - weights[name]).abs().max():.2g}"
+    exact = () if to_rounding else ("rollouts", "texts", "numbers")
+    return next((key for key in exact if found[key] != expected[key]), "")

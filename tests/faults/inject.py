@@ -42,7 +42,7 @@ import lightning_modules.session  # noqa: E402, F401
 LAST_RUN = HERE / "last_run.json"
 
 
-def suffer(fault: Fault, parts: Path, folder: Path, expected: dict[str, Any]) -> dict[str, Any]:
+def suffer(fault: Fault, parts: Path, folder: Path, expected: dict[int, dict[str, Any]]) -> dict[str, Any]:
     """Inject one fault in a folder of its own and let the run go on; what was wrong is empty if all is well."""
     row: dict[str, Any] = {"kind": fault.kind, "name": fault.name, "problem": "", "shards_lost": 0}
     started = time.monotonic()
@@ -54,7 +54,7 @@ def suffer(fault: Fault, parts: Path, folder: Path, expected: dict[str, Any]) ->
         ended = case.forked(folder, arguments)
         if ended.code:
             raise AssertionError(f"going on ended with {ended.code}: {ended.err[-600:]}")
-        row["problem"] = case.difference(case.fingerprint(folder), expected)
+        row["problem"] = case.difference(case.fingerprint(folder), expected[fault.processes], fault.to_rounding)
         after = case.shards(folder)
         lost = [name for name, shard in whole.items() if after.get(name) != shard]
         lost = [name for name in lost if not (fault.damaged and _depends_on(name, fault.damaged))]
@@ -69,12 +69,22 @@ def suffer(fault: Fault, parts: Path, folder: Path, expected: dict[str, Any]) ->
     return row
 
 
+def undisturbed(parts: Path, folder: Path, processes: int) -> dict[str, Any]:
+    """What a run that nothing happens to ends with."""
+    case.link(parts, folder)
+    running = case.started(folder, case.words(f"trainer.devices={processes}"))
+    _, err = running.communicate(timeout=case.LIMIT_SECONDS)
+    if running.returncode:
+        raise SystemExit(f"the run does not even end undisturbed: {err}")
+    return case.fingerprint(folder)
+
+
 def _depends_on(name: str, damaged: str) -> bool:
     """Whether a shard was spoilt, or says something about texts that were, and so is made again."""
     return fnmatch(name, damaged) or "/block-" in damaged
 
 
-def share(faults: list[Fault], parts: Path, folder: Path, expected: dict[str, Any], out: Path) -> None:
+def share(faults: list[Fault], parts: Path, folder: Path, expected: dict[int, dict[str, Any]], out: Path) -> None:
     """Inject some of the faults, one after the other."""
     for number, fault in enumerate(faults):
         row = suffer(fault, parts, folder / str(number), expected)
@@ -138,11 +148,7 @@ def main() -> int:
     folder = Path(tempfile.mkdtemp(prefix="dinado-faults-"))
     parts, out = folder / "parts", folder / "rows.jsonl"
     case.build(parts)
-    case.link(parts, folder / "undisturbed")
-    undisturbed = case.forked(folder / "undisturbed", case.words())
-    if undisturbed.code:
-        raise SystemExit(f"the run does not even end undisturbed: {undisturbed.err}")
-    expected = case.fingerprint(folder / "undisturbed")
+    expected = {count: undisturbed(parts, folder / f"of-{count}", count) for count in {f.processes for f in faults}}
     context = multiprocessing.get_context("fork")
     jobs = [
         context.Process(target=share, args=(faults[job :: arguments.jobs], parts, folder / str(job), expected, out))

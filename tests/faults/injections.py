@@ -30,31 +30,35 @@ class Fault(NamedTuple):
         name: which of its kind.
         inject: does it in a folder.
         damaged: shards that it spoils itself, as a pattern; all others have to outlive it.
+        processes: of the run, which has to end as an undisturbed one of as many.
+        to_rounding: what is made again is made in another way, and equal to rounding.
     """
 
     kind: str
     name: str
     inject: Callable[[Path], None]
     damaged: str = ""
+    processes: int = 1
+    to_rounding: bool = False
 
 
 def kills() -> Iterator[Fault]:
     """SIGKILL at a chosen place."""
     texts = "*/round-000/block-*.arrow"
     places = {
-        "killed before a shard has its name": (hooks.at_write, texts, range(4)),
-        "killed after a shard has its name": (lambda p, n, b: hooks.at_write(p, n, b, after=True), texts, range(4)),
+        "killed before a shard has its name": (hooks.at_write, texts, range(3)),
+        "killed after a shard has its name": (lambda p, n, b: hooks.at_write(p, n, b, after=True), texts, range(3)),
         "killed between checksum and shard": (
             lambda p, n, b: hooks.at_write(p, n, b, after=True),
             "*/round-000/block-*.sha256",
-            range(4),
+            range(3),
         ),
-        "killed while a shard is written": (hooks.at_half_written, "*.arrow", range(0, 60, 6)),
+        "killed while a shard is written": (hooks.at_half_written, "*.arrow", range(0, 60, 5)),
         "killed while judging": (hooks.at_write, "*/scores-*/block-*.arrow", range(0, 10, 2)),
         "killed while looking ahead": (hooks.at_write, "*/lookahead-*/block-*.arrow", range(0, 8, 2)),
         "killed while keeping states": (hooks.at_half_written, "*/states-*/*", range(0, 10, 2)),
         "killed in a later round": (hooks.at_write, "*/round-00[12]/block-*.arrow", range(8)),
-        "killed while weighing": (hooks.at_write, "*/density-*/block-*.arrow", range(0, 20, 2)),
+        "killed while weighing": (hooks.at_write, "*/density-*/block-*.arrow", range(0, 16, 2)),
         "killed while a round's model is kept": (hooks.at_half_written, "*/model.safetensors", range(2)),
         "killed while a checkpoint is written": (hooks.at_half_written, "*/last.ckpt", range(6)),
         "killed while checkpoints are exchanged": (hooks.at_write, "*/checkpoints/*", range(0, 24, 2)),
@@ -79,7 +83,7 @@ def kills_between_files() -> Iterator[Fault]:
     for owner, name in ((session, "evaluate_method"), (session, "final_metrics"), (session, "_show")):
         yield Fault("killed while evaluating", name, _hit(hooks.at_call(owner, name, 0, hooks.kill), -signal.SIGKILL))
     moments = random.Random(0)
-    for number in range(32):
+    for number in range(36):
         hook = hooks.after_seconds(moments.uniform(0.2, 3.0), hooks.kill)
         yield Fault("killed at any moment", f"{number}", _hit(hook, -signal.SIGKILL, 0))
     for number in range(4):
@@ -116,7 +120,8 @@ def damages() -> Iterator[Fault]:
     for spoilt, spoil in spoils.items():
         for part in (*parts, "round-000/states-*/*", "round-001/density-*/*"):
             pattern = f"cache/rollouts/*/{part}.arrow"
-            yield Fault(f"a shard {spoilt}", part, _spoil(pattern, spoil), damaged=pattern)
+            states = "states" in part  # of texts that are there already they take a pass of their own
+            yield Fault(f"a shard {spoilt}", part, _spoil(pattern, spoil), damaged=pattern, to_rounding=states)
         for part in parts[:2]:
             pattern = f"cache/rollouts/*/{part}.arrow"
             inject = _spoil(f"{pattern}.sha256", spoil)
@@ -146,8 +151,8 @@ def processes() -> Iterator[Fault]:
     moments = random.Random(1)
     for victim in ("second", "first"):
         for number in range(3):
-            inject = _kill_one_of_two(victim == "second", moments.uniform(8.0, 16.0))
-            yield Fault(f"the {victim} of two processes killed", f"{number}", inject)
+            inject = _kill_one_of_two(victim == "second", moments.uniform(6.0, 12.0))
+            yield Fault(f"the {victim} of two processes killed", f"{number}", inject, processes=2)
 
 
 def everything() -> list[Fault]:
