@@ -44,9 +44,9 @@ def main(arguments: cli.Arguments) -> int:
         help.print_config(loaded)
         return 0
     # Heavy imports wait until the settings are known to be good.
-    from lightning_modules.session import dry_run, train
-
     if arguments.flag(cli.DRY_RUN):
+        from lightning_modules.session import dry_run
+
         dry_run(loaded.config)
         return 0
     check_place(loaded.config.trainer.devices, loaded.config.trainer.num_nodes)
@@ -61,6 +61,9 @@ def main(arguments: cli.Arguments) -> int:
         return 0
     with folder, processes(loaded.config.trainer.devices):
         try:
+            # Seconds, which the other processes spend on theirs meanwhile.
+            from lightning_modules.session import train
+
             outcome = train(
                 loaded.config,
                 folder,

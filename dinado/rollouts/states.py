@@ -105,7 +105,7 @@ class StateStore:
         prompts, responses = (self._ragged(kind) for kind in ("prompts", "block"))
         return StateTable(prompts, responses, self.depths, self.width, self.dtype)
 
-    def wait(self, poll_seconds: float = 0.5) -> None:
+    def wait(self, poll_seconds: float = 0.1) -> None:
         """Return once the other processes have written their blocks."""
         for block in range(self.store.spec.num_blocks):
             while not self.has_block(block):

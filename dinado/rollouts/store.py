@@ -86,7 +86,7 @@ class RolloutStore:
         """Whether :meth:`read` can answer."""
         return all(self.has_block(block) for block in range(self.spec.num_blocks))
 
-    def wait(self, poll_seconds: float = 0.5) -> None:
+    def wait(self, poll_seconds: float = 0.1) -> None:
         """Return once the other processes have written their blocks."""
         for block in range(self.spec.num_blocks):
             while not self.has_block(block):
