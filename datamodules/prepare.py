@@ -89,7 +89,7 @@ def fill_states(config: Config, base: BaseLM, store: RolloutStore) -> None:
         log.info("recording the base's hidden states, once: %.0f MB in %s", states.num_bytes(base) / 1e6, states.folder)
     shown = config.trainer.progress and rank == 0 and store.round == 0
     mine = [block for block in missing if block % world_size == rank]
-    with adapters(base, on=False):
+    with adapters(base, on=False), base.in_step():
         for block in track(mine, "hidden states", transient=True, disable=not shown):
             record_states(base, states, block)
     states.wait()

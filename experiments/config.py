@@ -299,6 +299,9 @@ class TrainerConfig:
     """Compile the layers of base and network with torch.compile; the first steps wait for that."""
     checkpointing: bool = False
     """Compute the layers of a policy again in the backward pass instead of keeping what happens inside them."""
+    shard_base: bool = False
+    """Leave each process of a node a part of every layer of the base, which come together one at a time (FSDP2): for a
+    base that does not fit one GPU."""
     profiler: Literal["simple", "advanced", "pytorch"] | None = None
     """Write where the time of training goes to `fit-profile.txt` in the run folder; `pytorch` adds a trace."""
     val_every: int = 200

@@ -67,6 +67,7 @@ def check(loaded: Loaded) -> None:
         rollout_rules.proposal,
         _objective,
         _batch,
+        _shards,
         _task,
         _oracle,
     ):
@@ -121,6 +122,22 @@ def _parameters(loaded: Loaded) -> Iterator[str]:
     if resolved_parameters(config) not in trainable:
         why = "task.name=exact_world has no weights to adapt" if config.task.name == "exact_world" else config.method
         yield f"{said(loaded, 'parameters')}: {why}; use {' or '.join((*trainable, 'auto'))}"
+
+
+def _shards(loaded: Loaded) -> Iterator[str]:
+    """What cannot be had together with a base whose layers lie on several processes."""
+    config = loaded.config
+    if not config.trainer.shard_base:
+        return
+    key = said(loaded, "trainer.shard_base")
+    if config.trainer.devices == 1:
+        yield f"{key}: trainer.devices=1 leaves nobody to share the base with; raise it"
+    if resolved_parameters(config) == "full":
+        yield f"{key}: parameters=full trains all of the base, and only what is frozen is shared out; use lora"
+    if config.trainer.compile:
+        yield f"{key}: layers that lie on several processes are not compiled; set trainer.compile=false"
+    if config.task.name in EXACT_TASKS:
+        yield f"{key}: the base of task.name={config.task.name} fits anywhere; leave it out"
 
 
 def _ignored_by_method(loaded: Loaded) -> Iterator[str]:

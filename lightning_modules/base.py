@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import Any, ClassVar, Literal, NamedTuple
 
 import lightning as L
@@ -71,6 +72,7 @@ class OracleMethod(L.LightningModule):
         )
         self.strict_loading = False
         self.diagnostics = RolloutDiagnostics()
+        self._validating = ExitStack()
         self._clock = time.perf_counter()
         self._tokens = 0
 
@@ -155,6 +157,10 @@ class OracleMethod(L.LightningModule):
         for logger in self.trainer.loggers:
             logger.log_metrics(numbers, step=self.global_step)
 
+    def on_validation_epoch_start(self) -> None:
+        """Processes have unequal shares of the held-out batches."""
+        self._validating.enter_context(self.base.in_step())
+
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
         """Collect what held-out base rollouts tell about q and R."""
         step = self.run(batch)
@@ -162,6 +168,7 @@ class OracleMethod(L.LightningModule):
 
     def on_validation_epoch_end(self) -> None:
         """Log the held-out numbers."""
+        self._validating.close()
         self.log_dict({f"val/{k}": v for k, v in self.diagnostics.compute().items()}, rank_zero_only=True)
         self.diagnostics.reset()
 

@@ -54,17 +54,23 @@ def evaluate_method(
     config, base = method.config, method.base
     method.eval()
     method.diagnostics.reset()
-    for batch in data.val_dataloader():
-        step = method.run(batch.to(base.device))
-        method.diagnostics.update(batch, step.scored.statistics, step.values, step.loss)
+    with base.in_step():
+        for batch in data.val_dataloader():
+            step = method.run(batch.to(base.device))
+            method.diagnostics.update(batch, step.scored.statistics, step.values, step.loss)
     numbers = {f"val/{key}": value for key, value in method.diagnostics.compute().items()}
     method.diagnostics.reset()
     for name in ("forward_consistency", "forward_consistency_per_token"):
         numbers[f"reg/{name}"] = numbers.pop(f"val/{name}")
     model = method.controlled()
     after = _samples(model, base, task, config)
-    if not is_writer():
-        return None
+    with base.in_step():
+        return _report(method, task, world, numbers, after) if is_writer() else None
+
+
+def _report(method: OracleMethod, task: Task, world: ExactWorld | None, numbers: Row, after: JudgedSamples) -> Report:
+    """The method's row, those it is compared with, and what there is to see of them."""
+    config, base, model = method.config, method.base, method.controlled()
     rows, before = base_rows(config, base, task)
     rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
     row = numbers | row_of(after, with_text_metrics=config.eval.text_metrics and task.has_references)
@@ -81,17 +87,18 @@ def _samples(model: ControlledLM, base: BaseLM, task: Task, config: Config) -> J
     """Texts of the model for all held-out prompts, each prompt answered by one of the processes."""
     several = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
-    mine = sample_and_judge(
-        model,
-        base,
-        task.oracle,
-        task.val_prompts,
-        per_prompt=config.eval.samples_per_prompt,
-        max_new_tokens=config.rollouts.max_new_tokens,
-        truncated=config.rollouts.truncated,
-        seed=config.seed,
-        places=range(rank, len(task.val_prompts), world_size),
-    )
+    with base.in_step():
+        mine = sample_and_judge(
+            model,
+            base,
+            task.oracle,
+            task.val_prompts,
+            per_prompt=config.eval.samples_per_prompt,
+            max_new_tokens=config.rollouts.max_new_tokens,
+            truncated=config.rollouts.truncated,
+            seed=config.seed,
+            places=range(rank, len(task.val_prompts), world_size),
+        )
     if not several:
         return mine
     parts: list[Any] = [None] * world_size

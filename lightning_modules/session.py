@@ -26,6 +26,7 @@ from datamodules.tasks import build_task
 from dinado.evaluation.exact import exact_base_row
 from dinado.evaluation.rows import Row
 from dinado.evaluation.table import first_samples, print_samples, print_table
+from dinado.models.sharding import bytes_held, shard_base
 from experiments.config import Config
 from experiments.place import exit_code_of, is_writer
 from experiments.run_folder import RunFolder
@@ -38,7 +39,7 @@ from lightning_modules.evaluation import Report, base_rows, evaluate_method
 from lightning_modules.loggers import finish, wandb_mode
 from lightning_modules.restore import build_base, build_world, check_and_load
 from lightning_modules.rounds import Rounds
-from lightning_modules.training import build_trainer, count_parameters
+from lightning_modules.training import build_trainer, connect, count_parameters
 
 
 @dataclass
@@ -71,13 +72,21 @@ def train(
     saved = None if checkpoint is None else read_checkpoint(checkpoint)
     if saved is not None:
         check_base(saved, base)
+    method = None
+    if config.trainer.shard_base:
+        connect(device)
+        method = build_method(config, base)
+        shard_base(base, config.trainer.devices, device)
+        held, total = bytes_held(base.model)
+        console.print(f"each process holds {held / 1e6:.1f} MB of the {total / 1e6:.1f} MB of {base.name}")
     base.model.to(device)
     console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
     rollouts_per_s = prepare_rollouts(config, base, task)
     prepare_states(config, base, task)
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
-    method = build_method(config, base)
+    # No sooner without need: sampling is faster without adapters that are switched off.
+    method = method or build_method(config, base)
     data.draw_round = Rounds(method, data).draw
     trained, total = count_parameters(method)
     console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")

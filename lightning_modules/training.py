@@ -18,6 +18,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from experiments.config import Config
 from experiments.derived import round_starts
+from experiments.place import place
 from experiments.run_folder import RunFolder
 from lightning_modules.base import OracleMethod
 from lightning_modules.callbacks import GracefulStop
@@ -48,7 +49,7 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         precision=settings.precision,
-        strategy=DDPStrategy(forward_sync_buffers=False, cluster_environment=cluster()) if several else "auto",
+        strategy=ddp() if several else "auto",
         max_steps=config.optim.steps,
         accumulate_grad_batches=accumulation,
         gradient_clip_val=config.optim.clip_norm or None,
@@ -69,11 +70,26 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
     return trainer, stop
 
 
+def ddp() -> DDPStrategy:
+    """Gradients of what is trained are averaged; they lie where they are sent from, which saves a copy of them."""
+    return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True, cluster_environment=cluster())
+
+
 def cluster() -> ClusterEnvironment:
     """Who started the processes of this run; when to stop and to be requeued is not Lightning's business."""
     if torch.distributed.is_torchelastic_launched():
         return TorchElasticEnvironment()
     return LightningEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
+
+
+def connect(device: torch.device) -> None:
+    """Let the processes of a run talk to each other before Lightning does; it takes what it finds."""
+    environment, (rank, size) = cluster(), place()
+    os.environ.setdefault("MASTER_ADDR", environment.main_address)
+    os.environ.setdefault("MASTER_PORT", str(environment.main_port))
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
 
 
 def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import hashlib
 import inspect
-from collections.abc import Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,9 @@ from dinado.models.shared_prefix import align, run_shared
 from dinado.objectives.reduction import Head
 from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
+
+if TYPE_CHECKING:
+    from dinado.models.sharding import Shards
 
 
 @dataclass
@@ -52,10 +55,14 @@ class BaseLM(nn.Module):
         chat_template: wrap prompts in the tokenizer's chat template when it has one.
         system_prompt: system message of the template; None keeps the template's default.
         name: how reports call it.
+
+    Attributes:
+        shards: what holds the layers together where they lie on several processes (dinado/models/sharding.py).
     """
 
     model: Any
     eos_ids: tuple[int, ...]
+    shards: Shards | None = None
 
     def __init__(
         self,
@@ -123,6 +130,13 @@ class BaseLM(nn.Module):
     def device(self) -> torch.device:
         """Where the weights are."""
         return next(self.model.parameters()).device
+
+    def in_step(self, answer: Callable[[Tensor], None] | None = None) -> AbstractContextManager[None]:
+        """For a block in which processes pass through the base as often as each of them likes.
+
+        Where each process has its own layers, nothing is done; see :meth:`dinado.models.sharding.Shards.in_step`.
+        """
+        return nullcontext() if self.shards is None else self.shards.in_step(answer)
 
     @property
     def hidden_size(self) -> int:
@@ -193,7 +207,11 @@ class BaseLM(nn.Module):
             last = out.last_hidden_state
             return last, *(last if i == self.num_layers else out.hidden_states[i] for i in indices)
 
-        with nullcontext() if grad else torch.no_grad():
+        answers: list[Tensor] = []
+        with (
+            nullcontext() if grad else torch.no_grad(),
+            self.in_step(lambda ids: answers.append(0.0 * run(ids)[0].sum())),
+        ):
             ran = run_shared(
                 run,
                 batch.prompt_ids_PS,
@@ -202,7 +220,9 @@ class BaseLM(nn.Module):
                 batch.response_BT[:, :-1],
                 batch.response_mask_BT[:, :-1],
             )
-        hidden_BTD = align(ran.at_prompt[0], ran.at_response[0], batch.prompt_of_row_B)
+            hidden_BTD = align(ran.at_prompt[0], ran.at_response[0], batch.prompt_of_row_B)
+        for nothing in answers:  # part of the graph, so that the backward pass comes by as often as that of the others
+            hidden_BTD = hidden_BTD + nothing
         return LMStates(hidden_BTD, ran.prompt_mask_PS, list(ran.at_prompt[1:]), list(ran.at_response[1:]))
 
     @torch.no_grad()

@@ -88,7 +88,7 @@ def collect(
     missing = [block for block in store.missing_blocks() if block % world_size == rank]
     progress = Progress(total=store.spec.num_rollouts(missing))
     start = time.monotonic()
-    with adapters(base, on=False):
+    with adapters(base, on=False), base.in_step():
         for block in missing:
             if not store.has_texts(block):
                 progress.tokens += _sample_block(base, store, block, states, controlled)

@@ -52,7 +52,8 @@ def fill_densities(
     Raises:
         StoreError: the disk refuses.
     """
-    for block in range(rank, store.spec.num_blocks, world_size):
-        if not store.has_density(source, block):
-            log_s_B = log_density(store.text_batch(base, block))
-            store.write_density(source, block, log_s_B.double().cpu().numpy())
+    with base.in_step():
+        for block in range(rank, store.spec.num_blocks, world_size):
+            if not store.has_density(source, block):
+                log_s_B = log_density(store.text_batch(base, block))
+                store.write_density(source, block, log_s_B.double().cpu().numpy())
