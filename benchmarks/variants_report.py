@@ -1,0 +1,245 @@
+"""The four variants beside each other: the regularisation term over training, KL to the optimum, success, rollouts.
+
+    python benchmarks/variants_report.py              exact world and SmolLM2-135M, five seeds each; over an hour
+    python benchmarks/variants_report.py --quick      the exact world alone, ten minutes on two cores
+
+Runs the sweeps ``variants_rollouts_exact`` and ``variants_quickstart`` (finished trials are not repeated) and writes
+docs/results/variants.md, the numbers beside it, and docs/variants.svg.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+
+matplotlib.use("svg")
+import matplotlib.pyplot as plt
+
+ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT))
+
+from benchmarks import timing  # noqa: E402
+from experiments.report.runs import Run, find_runs, read_run  # noqa: E402
+from experiments.report.statistics import Summary, summarise  # noqa: E402
+
+METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
+NUMBERS = {
+    "KL(q*\\|\\|q)": "val/kl_to_optimum",
+    "gap closed": "val/gap_closed",
+    "success": "val/success",
+    "KL(q\\|\\|p)": "val/kl_from_base",
+    "R error": "val/r_calibration_error",
+}
+TERM, KL, LIMIT = "reg/forward_consistency", "val/kl_to_optimum", 0.5
+STYLES = {
+    "nado": ("#b45309", "-"),
+    "dinado_soft": ("#1d4ed8", "--"),
+    "dinado_merge": ("#047857", "-."),
+    "dinado_hard": ("#9d174d", ":"),
+}
+
+
+@dataclass(frozen=True, eq=False)
+class Part:
+    """One sweep of the report.
+
+    Attributes:
+        sweep: its file.
+        title: what it is about.
+        full: the setting in which every run had all rollouts; the others show what fewer are worth.
+    """
+
+    sweep: str
+    title: str
+    full: Mapping[str, str]
+
+
+EXACT = Part("variants_rollouts_exact", "Exact world, 400 steps", {"rollouts.per_prompt": "8000"})
+REAL = Part("variants_quickstart", "SmolLM2-135M, the quickstart's task, 32 steps", {})
+
+
+def main() -> int:
+    """Run what is missing, write what was found."""
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--quick", action="store_true", help="the exact world alone; nothing in docs/ is changed")
+    options.add_argument("--jobs", type=timing.whole, default=2, help="trials at once")
+    options.add_argument("--sweeps", type=Path, default=ROOT / "runs" / "sweeps", help="read these, run nothing")
+    arguments = options.parse_args()
+    parts = [EXACT] if arguments.quick else [EXACT, REAL]
+    if arguments.sweeps == options.get_default("sweeps"):
+        for part in parts:
+            command = [sys.executable, "sweep.py", part.sweep, "--jobs", str(arguments.jobs)]
+            if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
+                return code
+    found = {part: runs_of(arguments.sweeps / part.sweep) for part in parts}
+    text = "\n\n".join(section(part, runs) for part, runs in found.items()) + "\n"
+    print(text)
+    if not arguments.quick:
+        results = ROOT / "docs" / "results"
+        (results / "variants.md").write_text(text, encoding="utf-8")
+        record = {part.sweep: [summary_of(run) for run in runs] for part, runs in found.items()}
+        (results / "variants.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        draw(found, ROOT / "docs" / "variants.svg")
+    return 0
+
+
+def runs_of(sweep: Path) -> list[Run]:
+    """The finished runs of a sweep."""
+    return [run for place in find_runs([str(sweep)]) if (run := read_run(place.path)).finished]
+
+
+def of(runs: Sequence[Run], method: str, settings: Mapping[str, str]) -> list[Run]:
+    """Those of a method with these settings."""
+    wanted = {"method": method, **settings}
+    return [run for run in runs if all(run.settings[key] == value for key, value in wanted.items())]
+
+
+def curve(run: Run, key: str) -> dict[int, float]:
+    """A number of training or of validations over optimiser steps done, without the closing record."""
+    closing = run.records[-1]
+    return {int(record["step"]) + 1: record[key] for record in run.records if record is not closing and key in record}
+
+
+def section(part: Part, runs: Sequence[Run]) -> str:
+    """Its tables."""
+    full = {method: of(runs, method, part.full) for method in METHODS}
+    tables = [outcomes(full), term(full)]
+    tables.append(by_rollouts(runs) if part.full else by_steps(full))
+    return f"## {part.title}\n\n" + "\n\n".join(tables)
+
+
+def outcomes(groups: Mapping[str, Sequence[Run]]) -> str:
+    """Numbers at the end, means over seeds with 95 % intervals."""
+    rows = [
+        [name(method), str(len(runs)), *(said(summarise(runs, key)) for key in NUMBERS.values())]
+        for method, runs in groups.items()
+    ]
+    return table(["", "seeds", *NUMBERS], rows)
+
+
+def term(groups: Mapping[str, Sequence[Run]]) -> str:
+    """The regularisation term over training: does it grow, does it stay below 0.5?"""
+    rows = []
+    for method, runs in groups.items():
+        values = [list(curve(run, TERM).values()) for run in runs]
+        early, late = ([np.mean(quarter(one, last)) for one in values] for last in (False, True))
+        below = [np.mean(np.asarray(one) < LIMIT) for one in values]
+        growth = f"{sum(b > a for a, b in zip(early, late, strict=True))} of {len(runs)}"
+        numbers = [np.mean(early), np.mean(late), np.mean([max(one) for one in values])]
+        rows.append([name(method), *map(number, numbers), growth, f"{np.mean(below):.2f}"])
+    head = ["reg/forward_consistency, nats", "first quarter", "last quarter", "largest", "seeds in which it grows"]
+    return table([*head, f"share of steps below {LIMIT}"], rows)
+
+
+def quarter(values: Sequence[float], last: bool) -> Sequence[float]:
+    """The first or the last quarter of a curve, one point at least."""
+    size = max(1, len(values) // 4)
+    return values[-size:] if last else values[:size]
+
+
+def by_rollouts(runs: Sequence[Run]) -> str:
+    """KL to the optimum after runs on fewer rollouts."""
+    sizes = sorted({int(run.settings["rollouts.per_prompt"]) for run in runs})
+    rows = [
+        [name(method), *(said(summarise(of(runs, method, {"rollouts.per_prompt": str(size)}), KL)) for size in sizes)]
+        for method in METHODS
+    ]
+    return table(["KL(q*\\|\\|q) after", *(f"{size:,} rollouts" for size in sizes)], rows)
+
+
+def by_steps(groups: Mapping[str, Sequence[Run]]) -> str:
+    """KL to the optimum on the way."""
+    steps = sorted({step for runs in groups.values() for run in runs for step in curve(run, KL)})
+    rows = []
+    for method, runs in groups.items():
+        means = [np.mean([curve(run, KL)[step] for run in runs]) for step in steps]
+        rows.append([name(method), *map(number, means)])
+    return table(["KL(q*\\|\\|q) after", *(f"{step} steps" for step in steps)], rows)
+
+
+def summary_of(run: Run) -> dict[str, Any]:
+    """What the report read of a run."""
+    kept = {key: run.final[key] for key in (*NUMBERS.values(), TERM) if key in run.final}
+    which = {key: run.settings[key] for key in ("method", "seed", "rollouts.seed", "rollouts.per_prompt")}
+    return {**which, **kept, "curve": {step: float(f"{value:.4g}") for step, value in curve(run, TERM).items()}}
+
+
+def name(method: str) -> str:
+    """As in the papers."""
+    return "NADO" if method == "nado" else method.replace("dinado_", "DiNADO-").title().replace("Dinado", "DiNADO")
+
+
+def number(value: float) -> str:
+    """Three digits."""
+    return f"{value:.3g}"
+
+
+def said(summary: Summary | None) -> str:
+    """A mean with its interval."""
+    if summary is None:
+        return "-"
+    return f"{number(summary.mean)} [{number(summary.low)}, {number(summary.high)}]"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """Markdown."""
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def draw(found: Mapping[Part, Sequence[Run]], file: Path) -> None:
+    """The term over training on the left, KL to the optimum on the right; a line a method, a band over its seeds."""
+    plt.rcParams.update({"font.size": 10, "svg.hashsalt": "variants", "font.family": "sans-serif"})
+    figure, axes = plt.subplots(len(found), 2, figsize=(9.6, 3.1 * len(found)), squeeze=False)
+    for (left, right), (part, runs) in zip(axes, found.items(), strict=True):
+        for method in METHODS:
+            group = of(runs, method, part.full)
+            band(left, method, [curve(run, TERM) for run in group])
+            band(right, method, list(worth(part, runs, method)))
+        left.axhline(LIMIT, color="#6b7280", linewidth=0.8)
+        left.set_title(part.title, loc="left", fontsize=10)
+        left.set(xlabel="optimiser steps", ylabel="reg/forward_consistency, nats", ylim=(0, None))
+        right.set(xlabel="rollouts" if part.full else "optimiser steps", ylabel="KL(q*||q), nats", ylim=(0, None))
+        if part.full:
+            right.set_xscale("log")
+        for axis in (left, right):
+            axis.spines[["top", "right"]].set_visible(False)
+            axis.grid(alpha=0.25)
+    axes[0][1].legend(frameon=False)
+    figure.tight_layout()
+    figure.savefig(file, metadata={"Date": None})
+    plt.close(figure)
+
+
+def worth(part: Part, runs: Sequence[Run], method: str) -> Iterator[dict[int, float]]:
+    """For every seed, KL to the optimum over what it was trained on."""
+    if not part.full:
+        yield from (curve(run, KL) for run in of(runs, method, part.full))
+        return
+    by_seed: dict[str, dict[int, float]] = {}
+    for run in of(runs, method, {}):
+        by_seed.setdefault(run.seed, {})[int(run.settings["rollouts.per_prompt"])] = run.final[KL]
+    yield from by_seed.values()
+
+
+def band(axis: Any, method: str, curves: Sequence[Mapping[int, float]]) -> None:
+    """Mean over seeds, and from the lowest to the highest."""
+    colour, dashes = STYLES[method]
+    steps = sorted(set.intersection(*(set(one) for one in curves))) if curves else []
+    values = np.array([[one[step] for step in steps] for one in curves])
+    if values.size:
+        axis.plot(steps, values.mean(0), dashes, color=colour, label=name(method))
+        axis.fill_between(steps, values.min(0), values.max(0), color=colour, alpha=0.15, linewidth=0)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
