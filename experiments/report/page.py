@@ -17,12 +17,11 @@ from experiments.report.agreement import differing
 from experiments.report.comparison import Comparison, ends
 from experiments.report.curves import Panel, panels
 from experiments.report.measures import FRONTIERS, Measure, measure
-from experiments.report.palette import look
+from experiments.report.palette import look, shade
 from experiments.report.samples import LEVELS, side_by_side
 from experiments.report.terminal import tested_over
 
 _HERE = Path(__file__).parent
-_LOW, _MIDDLE, _HIGH = (255, 214, 196), (255, 247, 219), (164, 214, 247)
 _MARKS = {
     "circle": "M0-5A5 5 0 1 0 .01-5Z",
     "square": "M-4.5-4.5H4.5V4.5H-4.5Z",
@@ -62,7 +61,7 @@ def render(comparison: Comparison, refresh: float | None = None) -> str:
         thinned=max((panel.thinned for panel in drawn), default=0),
         texts=texts,
         hidden_texts=hidden,
-        levels=[_shade(level / (LEVELS - 1)) for level in range(LEVELS)],
+        levels=[shade(level / (LEVELS - 1)) for level in range(LEVELS)],
         settings=_settings(comparison),
         written=time.strftime("%Y-%m-%d %H:%M:%S"),
         refresh=refresh,
@@ -191,8 +190,3 @@ def _short(value: float) -> str:
 def _json(text: str) -> str:
     """JSON that is safe inside a script element."""
     return json.dumps(json.loads(text), separators=(",", ":")).replace("<", "\\u003c")
-
-
-def _shade(r: float) -> str:
-    low, high, share = (_LOW, _MIDDLE, 2 * r) if r < 0.5 else (_MIDDLE, _HIGH, 2 * r - 1)
-    return "#" + "".join(f"{round(a + (b - a) * share):02x}" for a, b in zip(low, high, strict=True))
