@@ -13,6 +13,7 @@ import sys
 
 from dinado.errors import ConfigError
 from experiments import cli, help, loader
+from experiments.naming import FAST_DEV_RUN
 from experiments.place import check_place, is_writer
 from experiments.processes import processes
 from experiments.run_folder import RunFolder, find_run, status
@@ -51,7 +52,9 @@ def main(arguments: cli.Arguments) -> int:
         return 0
     check_place(loaded.config.trainer.devices, loaded.config.trainer.num_nodes)
     if resume is None:
-        folder = (RunFolder.of_job if goes_on else RunFolder.create)(loaded, arguments.overrides)
+        # On record with the settings: what a small trial run is called must not be what the whole run is called.
+        words = [*arguments.overrides, *([FAST_DEV_RUN] if arguments.flag(cli.FAST_DEV_RUN) else [])]
+        folder = (RunFolder.of_job if goes_on else RunFolder.create)(loaded, words)
     if goes_on and status(folder.path) == "finished":
         # Every process reads so, and none waits for the others.
         if is_writer():

@@ -12,12 +12,13 @@ if TYPE_CHECKING:
 
 def said(loaded: Loaded, key: str) -> str:
     """A setting as it was given, and by whom: how every complaint about it begins."""
-    return f"{loaded.provenance[key]}: {key}={_text(schema.get(loaded.config, key))}"
+    return f"{loaded.provenance[key]}: {key}={text(schema.get(loaded.config, key))}"
 
 
-def _text(value: Any) -> str:
+def text(value: Any) -> str:
+    """A value in one line, as a command line would say it."""
     if isinstance(value, list | tuple):
-        return f"[{', '.join(map(_text, value))}]"
+        return f"[{', '.join(map(text, value))}]"
     return "null" if value is None else str(value).lower() if isinstance(value, bool) else " ".join(str(value).split())
 
 
