@@ -8,6 +8,7 @@ python sweep.py lr_method --trials 20             so many trials of a random or 
 
 from __future__ import annotations
 
+import os
 import shlex
 import sys
 
@@ -46,6 +47,8 @@ def main(arguments: cli.Arguments) -> int:
     if count is None and sweep.method != "grid":
         raise ConfigError(f"{sweep.label}: method={sweep.method} has no end of trials: say how many with --trials N")
     report.check_per(sweep, arguments.value(PER))
+    # For the trials, and for the checks of their settings before that.
+    os.environ.setdefault("WANDB_MODE", "offline")
     maker = Maker(sweep, arguments.overrides)
     folder = SweepFolder(maker.folder, sweep.metric)
     console = Console(stderr=arguments.flag(cli.JSON))

@@ -334,16 +334,26 @@ class EvalConfig:
 
 @dataclass
 class LoggingConfig:
-    """Where numbers go besides metrics.jsonl."""
+    """Where numbers go besides metrics.jsonl (docs/logging.md)."""
 
     wandb: Literal["off", "offline", "online"] = "off"
     """Weights & Biases; `offline` needs no account. WANDB_MODE=offline|online|disabled overrides it."""
-    project: str = "dinado"
-    """W&B project."""
+    project: str | None = None
+    """W&B project; null takes WANDB_PROJECT, else `dinado`."""
+    group: str | None = None
+    """W&B group; null takes WANDB_RUN_GROUP, else the experiment, the method and what was set besides its file, but no
+    seed."""
     name: str | None = None
-    """W&B run name; null builds one from the experiment and the method."""
+    """W&B run name; null takes WANDB_NAME, else the method, what was set besides the experiment's file, the seed."""
     tags: list[str] = field(default_factory=list)
     """W&B tags."""
+    artifacts: list[str] = field(default_factory=list)
+    """What W&B keeps besides numbers, any of `checkpoints` (the last one, uploaded when the run has finished) and
+    `rollouts` (by reference: where they lie and their checksums, no content)."""
+    tensorboard: bool = False
+    """TensorBoard event files in `tensorboard/` of the run folder."""
+    csv: bool = False
+    """The numbers of metrics.jsonl as a table, `csv/metrics.csv` in the run folder."""
 
 
 @dataclass

@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from dinado.errors import ConfigError
-from experiments import rollout_rules, schema
+from experiments import logging_rules, rollout_rules, schema
 from experiments.derived import EXACT_TASKS, depths_read, resolved_parameters
 from experiments.origins import said, typed, weaker
 
@@ -70,6 +70,7 @@ def check(loaded: Loaded) -> None:
         _shards,
         _task,
         _oracle,
+        logging_rules.logging,
     ):
         for problem in rule(loaded):
             raise ConfigError(problem)

@@ -41,6 +41,7 @@ PACKAGES = (
     "numpy",
     "scipy",
     "wandb",
+    "tensorboard",
 )
 
 
@@ -256,7 +257,9 @@ def find_run(path: str | Path) -> RunFolder:
         if path.exists() and (folder / "config.yaml").is_file():
             return RunFolder(folder, path if path.suffix == ".ckpt" else None)
     if path.is_dir():
-        inside = sorted(path.rglob("config.yaml"), key=lambda file: file.stat().st_mtime)
+        # W&B keeps copies of a run's settings inside its folder.
+        files = [file for file in path.rglob("config.yaml") if "wandb" not in file.relative_to(path).parts]
+        inside = sorted(files, key=lambda file: file.stat().st_mtime)
         raise CheckpointError(
             f"{path} is not a run; " + (f"the latest in it is {inside[-1].parent}" if inside else "nor holds any")
         )

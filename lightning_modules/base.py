@@ -30,6 +30,7 @@ from dinado.objectives.values import TokenValues, log_beta
 from dinado.seeding import derive_seed
 from experiments.config import Config
 from experiments.derived import resolved_parameters
+from lightning_modules.loggers.build import give
 from lightning_modules.norm_fit import fit_norm
 from lightning_modules.optim import configure
 from lightning_modules.validation import RolloutDiagnostics
@@ -154,8 +155,7 @@ class OracleMethod(L.LightningModule):
     def _log_step(self, numbers: dict[str, float]) -> None:
         """Numbers of a step, written before the checkpoint that counts it: Lightning would write them after."""
         self.log_dict(numbers, on_step=True, on_epoch=False, logger=False)
-        for logger in self.trainer.loggers:
-            logger.log_metrics(numbers, step=self.global_step)
+        give(self.trainer.loggers, numbers, self.global_step)
 
     def on_validation_epoch_start(self) -> None:
         """Processes have unequal shares of the held-out batches."""
@@ -187,8 +187,7 @@ class OracleMethod(L.LightningModule):
             data: Any = self.trainer.datamodule
             parts = data.accumulation
             norm_fit_ce = fit_norm(self, data.batches(0, self.config.optim.norm_steps, parts), parts)
-            for logger in self.trainer.loggers:
-                logger.log_metrics({"norm/fit_ce": norm_fit_ce}, step=0)
+            give(self.trainer.loggers, {"norm/fit_ce": norm_fit_ce}, 0)
 
     def on_train_start(self) -> None:
         """The base stays in eval mode; what is trained is in train mode."""

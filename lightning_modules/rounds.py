@@ -23,6 +23,7 @@ from dinado.rollouts.rounds import missing_densities
 from dinado.rollouts.shard import write_whole
 from dinado.rollouts.store import RolloutStore
 from lightning_modules.callbacks import GracefulStop, interruption
+from lightning_modules.loggers.build import give
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -73,8 +74,8 @@ class Rounds:
         data.add_round(drawn_from)
         method.train(training)
         # A round that was drawn before the checkpoint is on record already.
-        for logger in trainer.loggers if model is None else ():
-            logger.log_metrics({**data.summary, "rollouts/round": float(index)}, step=trainer.global_step)
+        if model is None:
+            give(trainer.loggers, {**data.summary, "rollouts/round": float(index)}, trainer.global_step)
 
     @torch.no_grad()
     def _fill(self, stores: list[RolloutStore], now: str, place: tuple[int, int]) -> None:

@@ -9,23 +9,25 @@ import os
 import signal
 import sys
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import LambdaCallback
+from lightning.pytorch.loggers import Logger
 from rich.console import Console
 from rich.logging import RichHandler
 
 from datamodules.plans import micro_batches
 from datamodules.prepare import prepare_rollouts, prepare_states
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.stores import stores_of_run
+from datamodules.stores import stores_of_run, val_store
 from datamodules.tasks import build_task
 from dinado.evaluation.exact import exact_base_row
 from dinado.evaluation.rows import Row
 from dinado.evaluation.table import first_samples, print_samples, print_table
+from dinado.models.base_lm import BaseLM
 from dinado.models.sharding import bytes_held, shard_base
 from experiments.config import Config
 from experiments.place import exit_code_of, is_writer
@@ -36,7 +38,7 @@ from lightning_modules.callbacks import PendingValidation, interruptible, interr
 from lightning_modules.checkpoints import read_checkpoint
 from lightning_modules.devices import device_of
 from lightning_modules.evaluation import Report, base_rows, evaluate_method
-from lightning_modules.loggers import finish, wandb_mode
+from lightning_modules.loggers.build import build_loggers, check_loggers, closing, finish, give, page_of, rewind
 from lightning_modules.restore import build_base, build_world, check_and_load
 from lightning_modules.rounds import Rounds
 from lightning_modules.training import build_trainer, connect, count_parameters
@@ -64,7 +66,7 @@ def train(
     console = _console(quiet)
     # What would otherwise be found out after the sampling.
     device = device_of(config)
-    wandb_mode(config)
+    check_loggers(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     task, base = build_task(config), build_base(config)
     world = build_world(config, base)
@@ -72,70 +74,92 @@ def train(
     saved = None if checkpoint is None else read_checkpoint(checkpoint)
     if saved is not None:
         check_base(saved, base)
-    method = None
-    if config.trainer.shard_base:
-        connect(device)
-        method = build_method(config, base)
-        shard_base(base, config.trainer.devices, device)
-        held, total = bytes_held(base.model)
-        console.print(f"each process holds {held / 1e6:.1f} MB of the {total / 1e6:.1f} MB of {base.name}")
-    base.model.to(device)
-    console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
-    rollouts_per_s = prepare_rollouts(config, base, task)
-    prepare_states(config, base, task)
-    data = RolloutDataModule(config, base, task)
-    data.setup("fit")
-    # No sooner without need: sampling is faster without adapters that are switched off.
-    method = method or build_method(config, base)
-    data.draw_round = Rounds(method, data).draw
-    trained, total = count_parameters(method)
-    console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
-    world_size = config.trainer.devices * config.trainer.num_nodes
-    trainer, stop = build_trainer(config, folder, micro_batches(config.optim, world_size))
-    if saved is not None:
-        check_and_load(method, saved)
-        done = int(saved["global_step"])
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: folder.truncate_metrics(done)))
-        if config.trainer.val_every:
+    resumed_at = (0 if saved is None else int(saved["global_step"])) if resume else None
+    loggers = build_loggers(config, folder, resumed_at)
+    with closing(loggers):
+        method = None
+        if config.trainer.shard_base:
+            connect(device)
+            method = build_method(config, base)
+            shard_base(base, config.trainer.devices, device)
+            held, total = bytes_held(base.model)
+            console.print(f"each process holds {held / 1e6:.1f} MB of the {total / 1e6:.1f} MB of {base.name}")
+        base.model.to(device)
+        console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
+        rollouts_per_s = prepare_rollouts(config, base, task)
+        prepare_states(config, base, task)
+        data = RolloutDataModule(config, base, task)
+        data.setup("fit")
+        # No sooner without need: sampling is faster without adapters that are switched off.
+        method = method or build_method(config, base)
+        data.draw_round = Rounds(method, data).draw
+        trained, total = count_parameters(method)
+        console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
+        world_size = config.trainer.devices * config.trainer.num_nodes
+        trainer, stop = build_trainer(config, folder, micro_batches(config.optim, world_size), loggers)
+        if saved is not None:
+            check_and_load(method, saved)
+        else:
+            rewind(loggers, folder, 0)  # of a start that came to no checkpoint
+            give(loggers, {**data.summary, "perf/rollouts_per_s": rollouts_per_s}, 0)
+
+        def begin(*_: object) -> None:
+            if saved is not None:
+                rewind(loggers, folder, int(saved["global_step"]))
+            if on_start is not None:
+                on_start()
+            if (page := page_of(loggers)) is not None:
+                page.save_settings()
+
+        trainer.callbacks.append(LambdaCallback(on_train_start=begin))
+        if saved is not None and config.trainer.val_every:
             trainer.callbacks.append(PendingValidation(config.trainer.val_every, folder.has_held_out_numbers))
-    else:
-        folder.truncate_metrics(0)  # of a start that came to no checkpoint
-        for logger in trainer.loggers:
-            logger.log_metrics({**data.summary, "perf/rollouts_per_s": rollouts_per_s}, step=0)
-    if on_start is not None:
-        trainer.callbacks.append(LambdaCallback(on_train_start=lambda *_: on_start()))
-    try:
-        trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
-    except SystemExit:
-        # Lightning makes exit code 1 of the KeyboardInterrupt that a second Ctrl-C raises.
-        if stop.received is None:
-            raise
-        raise interruption(stop.received) from None
-    writer = trainer.is_global_zero
-    if stop.received is not None:
-        folder.mark("interrupted", signal.Signals(stop.received).name)
-        if writer:
-            hint = f"go on with: python train.py --resume {folder.path}"
-            console.print(f"stopped at step {trainer.global_step}; {hint}", soft_wrap=True)
-        finish(trainer.loggers)
-        return Outcome({}, exit_code_of(interruption(stop.received)))
-    # Lightning has moved it to the CPU.
-    method.to(device)
-    with console.status("evaluating"):
-        report = evaluate_method(method, data, task, world)
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()
-    if report is None:
-        return Outcome()
-    folder.truncate_metrics(config.optim.steps)  # of an evaluation that came to no end
-    metrics = last_numbers(folder) | data.summary | final_metrics(config, report, folder)
-    metrics["perf/rollouts_per_s"] = rollouts_per_s
-    folder.append_metrics({"step": config.optim.steps, **metrics})
-    for logger in trainer.loggers[1:]:
-        logger.log_metrics(metrics, step=config.optim.steps)
-    finish(trainer.loggers)
+        try:
+            trainer.fit(method, datamodule=data, ckpt_path=checkpoint, weights_only=True)
+        except SystemExit:
+            # Lightning makes exit code 1 of the KeyboardInterrupt that a second Ctrl-C raises.
+            if stop.received is None:
+                raise
+            raise interruption(stop.received) from None
+        writer = trainer.is_global_zero
+        if stop.received is not None:
+            code = exit_code_of(interruption(stop.received))
+            folder.mark("interrupted", signal.Signals(stop.received).name)
+            if writer:
+                hint = f"go on with: python train.py --resume {folder.path}"
+                console.print(f"stopped at step {trainer.global_step}; {hint}", soft_wrap=True)
+            finish(loggers, code)
+            return Outcome({}, code)
+        # Lightning has moved it to the CPU.
+        method.to(device)
+        with console.status("evaluating"):
+            report = evaluate_method(method, data, task, world)
+        if torch.distributed.is_initialized():
+            torch.distributed.destroy_process_group()
+        if report is None:
+            return Outcome()
+        rewind(loggers, folder, config.optim.steps)  # of an evaluation that came to no end
+        metrics = last_numbers(folder) | data.summary | final_metrics(config, report, folder)
+        metrics["perf/rollouts_per_s"] = rollouts_per_s
+        give(loggers, metrics, config.optim.steps)
+        _show_on_page(loggers, data, base, report)
+        finish(loggers)
     _show(console, config, report, task.name)
     return Outcome(metrics)
+
+
+def _show_on_page(loggers: Sequence[Logger], data: RolloutDataModule, base: BaseLM, report: Report) -> None:
+    """On W&B, besides the numbers: the samples that a terminal shows too, and what it was asked to keep."""
+    config, page = data.config, page_of(loggers)
+    if page is None:
+        return
+    if shown := report.after.first_rows(config.eval.show):
+        page.log_samples(report.after.take(shown), config.optim.steps)
+    if "checkpoints" in config.logging.artifacts:
+        page.log_checkpoint(config.method)
+    if "rollouts" in config.logging.artifacts:
+        held_out = val_store(config, base, data.task)
+        page.log_rollouts({"train": [store.folder for store in data.stores], "val": [held_out.folder]})
 
 
 def last_numbers(folder: RunFolder) -> Row:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 
 import lightning as L
 import torch
@@ -13,6 +14,7 @@ from lightning.fabric.plugins.environments import (
     TorchElasticEnvironment,
 )
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint, RichProgressBar
+from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
@@ -24,11 +26,16 @@ from lightning_modules.base import OracleMethod
 from lightning_modules.callbacks import GracefulStop
 from lightning_modules.checkpoints import LAST, DurableCheckpoints
 from lightning_modules.devices import device_of
-from lightning_modules.loggers import build_loggers
 
 
-def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple[L.Trainer, GracefulStop]:
-    """A Trainer that counts in optimiser steps and keeps ``checkpoints/last.ckpt`` up to date."""
+def build_trainer(
+    config: Config, folder: RunFolder, accumulation: int, loggers: Sequence[Logger]
+) -> tuple[L.Trainer, GracefulStop]:
+    """A Trainer that counts in optimiser steps and keeps ``checkpoints/last.ckpt`` up to date.
+
+    Args:
+        accumulation: micro-batches of a process in an optimiser step.
+    """
     settings = config.trainer
     saved_after = round_starts(config)[1:]
     stop = GracefulStop(folder.path / "checkpoints" / LAST, saved_after=saved_after)
@@ -58,7 +65,7 @@ def build_trainer(config: Config, folder: RunFolder, accumulation: int) -> tuple
         limit_val_batches=1.0 if settings.val_every else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=settings.log_every,
-        logger=build_loggers(config, folder),
+        logger=list(loggers),
         callbacks=callbacks,
         enable_progress_bar=settings.progress,
         enable_model_summary=False,

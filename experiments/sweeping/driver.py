@@ -166,7 +166,6 @@ class Driver:
         defaults = {
             "OMP_WAIT_POLICY": "PASSIVE",
             "OMP_NUM_THREADS": str(max(1, cores // self.jobs)),
-            "WANDB_MODE": "offline",
             "WANDB_RUN_GROUP": self.definition.name,
         }
         # The id is known before the trial starts, so that its folder is, too; without us the trial ends itself.

@@ -1,0 +1,33 @@
+"""Which code a run was made with, as W&B is told; what gives access to its repository is not part of that."""
+
+from __future__ import annotations
+
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+
+def code_settings(folder: Path = Path(__file__).parent) -> dict[str, Any]:
+    """W&B's settings about the commit: ours in place of what it would find itself.
+
+    It looks at the repository that holds the run folder, which may be another one, and keeps the first half of a
+    remote like ``https://TOKEN:x-oauth-basic@host/code.git``.
+    """
+    commit = _git(folder, "rev-parse", "HEAD")
+    if commit is None:
+        return {"disable_git": True}
+    return {"git_commit": commit, "git_remote_url": public(_git(folder, "config", "remote.origin.url") or "")}
+
+
+def public(url: str) -> str:
+    """A remote without user, password or token."""
+    return re.sub(r"//[^/]*@", "//", url)
+
+
+def _git(folder: Path, *words: str) -> str | None:
+    try:
+        command = ["git", "-C", str(folder), *words]
+        return subprocess.run(command, capture_output=True, text=True, check=True, timeout=10).stdout.strip()
+    except (OSError, subprocess.SubprocessError):
+        return None
