@@ -215,7 +215,7 @@ def test_file_values_mean_what_the_field_says(write):
         "task: {name: exact_world, required: [1, 2], ends_with: 2}\nbase: {system_prompt: 'null'}\n"
     )
     config = loader.load(path).config
-    assert dataclasses.astuple(config.logging)[::2] == ("off", "007") and config.logging.tags == ["yes", "1"]
+    assert (config.logging.wandb, config.logging.name, config.logging.tags) == ("off", "007", ["yes", "1"])
     assert config.trainer.progress is False and config.optim.steps == 1000 and config.optim.norm_lr is None
     assert config.task.required == [1, 2] and config.task.ends_with == 2
     assert config.base.system_prompt == "null"

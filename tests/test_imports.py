@@ -15,7 +15,7 @@ LIGHTNING = ("lightning", "pytorch_lightning")
 HEAVY = ("torch", "transformers", "datasets", "peft", *LIGHTNING)
 TORCH_FREE = (
     *("config", "derived", "schema", "loader", "rules", "origins", "rollout_rules", "help", "cli", "run_folder"),
-    *("place", "processes"),
+    *("place", "processes", "logging_rules", "naming", "report.palette"),
 )
 LEAVES = (
     "dinado.errors",
