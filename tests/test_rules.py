@@ -35,6 +35,7 @@ VALID = [
     ("quickstart", "method=dinado_soft"),
     ("commongen_smollm2", "method=nado"),
     (PLAIN, "trainer.devices=2 optim.micro_batch=16"),
+    (PLAIN, "trainer.devices=2 trainer.shard_base=true"),
     (PLAIN, "oracle.name=user oracle.function=my.module:score"),
     (PLAIN, "oracle.name=regex oracle.pattern=a+$"),
     (PLAIN, "oracle.name=length oracle.max_words=3"),
@@ -54,6 +55,11 @@ INVALID = [
     ("exact_world", "task.name=exact_gpt2 task.rarity=1", "task.rarity=1.0: ignored by task.name=exact_gpt2"),
     (PLAIN, "oracle.pattern=a", "ignored by oracle.name=task, it belongs to regex"),
     (PLAIN, "oracle.name=regex oracle.pattern=a oracle.words=[b]", "ignored by oracle.name=regex"),
+    # a base in parts
+    (PLAIN, "trainer.shard_base=true", "trainer.shard_base=true: trainer.devices=1 leaves nobody to share the base with"),
+    (PLAIN, "trainer.devices=2 trainer.shard_base=true parameters=full", "only what is frozen is shared out; use lora"),
+    (PLAIN, "trainer.devices=2 trainer.shard_base=true trainer.compile=true", "set trainer.compile=false"),
+    ("exact_gpt2", "trainer.devices=2 trainer.shard_base=true", "fits anywhere; leave it out"),
     # settings the method does not read
     (PLAIN, "method=sft data.states=float32", "ignored, training never runs the frozen base here"),
     (PLAIN, "method=nado trainer.checkpointing=true", "ignored, it belongs to policies"),

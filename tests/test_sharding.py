@@ -116,3 +116,11 @@ def test_it_goes_on_from_a_checkpoint(run: Callable[[str, bool], Run]) -> None:
     assert again.code == 0, again.err
     assert all(torch.equal(value, expected[key]) for key, value in straight.weights.items())
     assert straight.numbers[-1]["step"] == 8
+
+
+def test_one_process_evaluates_it_with_a_whole_base(run: Callable[[str, bool], Run]) -> None:
+    parts = run(LORA, True)
+    again = process("evaluate.py", str(parts.folder), "--json")
+    assert again.code == 0, again.err
+    assert again.json["val/success"] == pytest.approx(parts.numbers[-1]["val/success"])
+    assert again.json["val/kl_to_optimum"] == pytest.approx(parts.numbers[-1]["val/kl_to_optimum"], rel=1e-4)

@@ -61,7 +61,7 @@ def test_names_are_those_of_the_papers(method: str, name: str) -> None:
 
 
 def test_the_picture_has_a_line_for_each_method(tmp_path: Path) -> None:
-    found = {report.EXACT: [*runs(500, 3.0), *runs(8000, 1.0)], report.REAL: runs(12, 1.0)}
+    found = {report.EXACT: [*runs(500, 3.0), *runs(8000, 1.0)], report.OURS: runs(12, 1.0)}
     report.draw(found, tmp_path / "variants.svg")
     text = (tmp_path / "variants.svg").read_text()
     assert all(colour in text for colour, _ in report.STYLES.values())
