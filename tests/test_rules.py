@@ -56,7 +56,7 @@ INVALID = [
     (PLAIN, "oracle.pattern=a", "ignored by oracle.name=task, it belongs to regex"),
     (PLAIN, "oracle.name=regex oracle.pattern=a oracle.words=[b]", "ignored by oracle.name=regex"),
     # a base in parts
-    (PLAIN, "trainer.shard_base=true", "trainer.shard_base=true: trainer.devices=1 leaves nobody to share the base with"),
+    (PLAIN, "trainer.shard_base=true", "trainer.devices=1 leaves nobody to share the base with"),
     (PLAIN, "trainer.devices=2 trainer.shard_base=true parameters=full", "only what is frozen is shared out; use lora"),
     (PLAIN, "trainer.devices=2 trainer.shard_base=true trainer.compile=true", "set trainer.compile=false"),
     ("exact_gpt2", "trainer.devices=2 trainer.shard_base=true", "fits anywhere; leave it out"),
