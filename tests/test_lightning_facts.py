@@ -106,6 +106,5 @@ def test_lightning_does_not_replace_our_batches(tmp_path: Path, monkeypatch: pyt
     kept: dict[str, object] = {}
     monkeypatch.setattr("lightning_modules.training.L.Trainer", lambda **words: kept.update(words))
     folder = SimpleNamespace(path=tmp_path, run_id="x")
-    monkeypatch.setattr("lightning_modules.training.build_loggers", lambda *_: [], raising=False)
-    build_trainer(config, folder, 1)  # type: ignore[arg-type]
+    build_trainer(config, folder, 1, [])  # type: ignore[arg-type]
     assert kept["use_distributed_sampler"] is False and kept["num_sanity_val_steps"] == 0
