@@ -40,6 +40,8 @@ NUMBERS = {
     "R error": "val/r_calibration_error",
 }
 TERM, KL, LIMIT = "reg/forward_consistency", "val/kl_to_optimum", 0.5
+ROUNDING = 1e-5
+"""Nats; Hard is consistent by construction, up to this."""
 STYLES = {
     "nado": ("#b45309", "-"),
     "dinado_soft": ("#1d4ed8", "--"),
@@ -134,7 +136,7 @@ def term(groups: Mapping[str, Sequence[Run]]) -> str:
         values = [list(curve(run, TERM).values()) for run in runs]
         early, late = ([np.mean(quarter(one, last)) for one in values] for last in (False, True))
         below = [np.mean(np.asarray(one) < LIMIT) for one in values]
-        growth = f"{sum(b > a for a, b in zip(early, late, strict=True))} of {len(runs)}"
+        growth = f"{sum(b > a + ROUNDING for a, b in zip(early, late, strict=True))} of {len(runs)}"
         numbers = [np.mean(early), np.mean(late), np.mean([max(one) for one in values])]
         rows.append([name(method), *map(number, numbers), growth, f"{np.mean(below):.2f}"])
     head = ["reg/forward_consistency, nats", "first quarter", "last quarter", "largest", "seeds in which it grows"]
@@ -180,8 +182,8 @@ def name(method: str) -> str:
 
 
 def number(value: float) -> str:
-    """Three digits."""
-    return f"{value:.3g}"
+    """Three digits; what is but rounding is nothing."""
+    return "0" if abs(value) < ROUNDING else f"{value:.3g}"
 
 
 def said(summary: Summary | None) -> str:

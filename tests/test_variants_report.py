@@ -43,6 +43,8 @@ def test_the_term_is_that_of_training() -> None:
     groups = {method: report.of(runs(8000, 1.0), method, {}) for method in report.METHODS}
     table = report.term(groups)
     assert cells(table, "NADO") == ["0.15", "0.7", "0.8", "2 of 2", "0.75"]
+    rounding = [run("nado", 0, 8000, 1.0, [1e-9 * step for step in range(8)])]
+    assert cells(report.term({"nado": rounding}), "NADO") == ["0", "0", "0", "0 of 1", "1.00"]
     assert cells(table, "DiNADO-Merge") == ["0.7", "0.15", "0.8", "0 of 2", "0.75"]
 
 
