@@ -114,7 +114,7 @@ def curve(run: Run, key: str) -> dict[int, float]:
 
 def section(part: Part, runs: Sequence[Run]) -> str:
     """Its tables."""
-    full = {method: of(runs, method, part.full) for method in METHODS}
+    full = {method: found for method in METHODS if (found := of(runs, method, part.full))}
     tables = [outcomes(full), term(full)]
     tables.append(by_rollouts(runs) if part.full else by_steps(full))
     return f"## {part.title}\n\n" + "\n\n".join(tables)
