@@ -4,7 +4,7 @@
     python benchmarks/variants_report.py --quick      the exact world alone, ten minutes on two cores
 
 Runs the sweeps ``variants_rollouts_exact``, ``variants_published`` and ``variants_quickstart`` (finished trials are not
-repeated) and writes docs/results/variants.md, the numbers beside it, and docs/variants.svg.
+repeated) and writes docs/results/variants.md, every run beside it, and docs/variants.svg.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def main() -> int:
     if not arguments.quick:
         results = ROOT / "docs" / "results"
         (results / "variants.md").write_text(text, encoding="utf-8")
-        record = {part.sweep: [summary_of(run) for run in runs] for part, runs in found.items()}
-        (results / "variants.json").write_text(json.dumps(record, indent=1) + "\n", encoding="utf-8")
+        lines = [json.dumps({"sweep": part.sweep, **summary_of(run)}) for part, runs in found.items() for run in runs]
+        (results / "variants.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
         draw(found, ROOT / "docs" / "variants.svg")
     return 0
 
