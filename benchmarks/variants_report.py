@@ -130,7 +130,7 @@ def outcomes(groups: Mapping[str, Sequence[Run]]) -> str:
 
 
 def term(groups: Mapping[str, Sequence[Run]]) -> str:
-    """The regularisation term over training: does it grow, does it stay below 0.5?"""
+    """The regularisation term over training, means over seeds: does it grow, does it stay below 0.5?"""
     rows = []
     for method, runs in groups.items():
         values = [list(curve(run, TERM).values()) for run in runs]
@@ -139,7 +139,13 @@ def term(groups: Mapping[str, Sequence[Run]]) -> str:
         growth = f"{sum(b > a + ROUNDING for a, b in zip(early, late, strict=True))} of {len(runs)}"
         numbers = [np.mean(early), np.mean(late), np.mean([max(one) for one in values])]
         rows.append([name(method), *map(number, numbers), growth, f"{np.mean(below):.2f}"])
-    head = ["reg/forward_consistency, nats", "first quarter", "last quarter", "largest", "seeds in which it grows"]
+    head = [
+        "reg/forward_consistency, nats",
+        "first quarter",
+        "last quarter",
+        "largest",
+        "seeds in which it grows",
+    ]
     return table([*head, f"share of steps below {LIMIT}"], rows)
 
 
@@ -213,7 +219,10 @@ def draw(found: Mapping[Part, Sequence[Run]], file: Path) -> None:
         left.set(xlabel="optimiser steps", ylabel="reg/forward_consistency, nats", ylim=(0, None))
         right.set(xlabel="rollouts" if part.full else "optimiser steps", ylabel="KL(q*||q), nats", ylim=(0, None))
         if part.full:
+            sizes = sorted({int(run.settings["rollouts.per_prompt"]) for run in runs})
             right.set_xscale("log")
+            right.set_xticks(sizes, [f"{size:,}" for size in sizes])
+            right.minorticks_off()
         for axis in (left, right):
             axis.spines[["top", "right"]].set_visible(False)
             axis.grid(alpha=0.25)
