@@ -1,7 +1,7 @@
 """The four variants beside each other: the regularisation term over training, KL to the optimum, success, rollouts.
 
     python benchmarks/variants_report.py              exact world and SmolLM2-135M, five seeds each; two hours
-    python benchmarks/variants_report.py --quick      the exact world alone, ten minutes on two cores
+    python benchmarks/variants_report.py --quick      the exact world alone, a quarter of an hour
 
 Runs the sweeps ``variants_rollouts_exact``, ``variants_published`` and ``variants_quickstart`` (finished trials are not
 repeated) and writes docs/results/variants.md, every run beside it, and docs/variants.svg.

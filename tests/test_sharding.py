@@ -14,7 +14,10 @@ import torch
 from commands import Result, process
 from helpers import tiny_llama
 
-from dinado.models.markov import build_word_tokenizer
+from dinado.errors import UserError
+from dinado.models.base_lm import BaseLM
+from dinado.models.markov import build_markov, build_word_tokenizer
+from dinado.models.sharding import shard_base
 
 pytestmark = pytest.mark.ddp
 
@@ -124,3 +127,8 @@ def test_one_process_evaluates_it_with_a_whole_base(run: Callable[[str, bool], R
     assert again.code == 0, again.err
     assert again.json["val/success"] == pytest.approx(parts.numbers[-1]["val/success"])
     assert again.json["val/kl_to_optimum"] == pytest.approx(parts.numbers[-1]["val/kl_to_optimum"], rel=1e-4)
+
+
+def test_a_model_without_layers_cannot_be_shared_out() -> None:
+    with pytest.raises(UserError, match=r"no transformer layers; set trainer.shard_base=false"):
+        shard_base(BaseLM(*build_markov(5, seed=3)), 2, torch.device("cpu"))

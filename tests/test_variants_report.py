@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+from report_case import make_run
 
 from benchmarks import variants_report as report
 from experiments.report.runs import Run
@@ -67,3 +68,16 @@ def test_the_picture_has_a_line_for_each_method(tmp_path: Path) -> None:
     report.draw(found, tmp_path / "variants.svg")
     text = (tmp_path / "variants.svg").read_text()
     assert all(colour in text for colour, _ in report.STYLES.values())
+
+
+def test_finished_sweeps_are_read_and_nothing_is_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for method in report.METHODS:
+        words = (f"method={method}", "rollouts.per_prompt=8000")
+        make_run(tmp_path / report.EXACT.sweep, method, *words, success=0.9, kl=0.25)
+    make_run(tmp_path / report.EXACT.sweep, "unfinished", "method=nado", status="running", kl=9.0)
+    monkeypatch.setattr("sys.argv", ["variants_report.py", "--quick", "--sweeps", str(tmp_path)])
+    monkeypatch.setattr("subprocess.run", lambda *_, **__: pytest.fail("a sweep was started"))
+    assert report.main() == 0
+    assert cells(capsys.readouterr().out.split("\n\n")[1], "NADO")[0] == "1"
