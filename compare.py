@@ -11,7 +11,7 @@ from __future__ import annotations
 import sys
 
 from dinado.errors import ConfigError
-from experiments import cli
+from workbench import cli
 
 BY = cli.Option("by", "Number that ranks the groups, such as success, kl_to_optimum or cider.", "METRIC")
 CSV = cli.Option("csv", "Write one line a group.", "FILE")
@@ -31,13 +31,13 @@ def main(arguments: cli.Arguments) -> int:
         if arguments.flag(option):
             raise ConfigError(f"--{option.name} {'does not go with' if watched else 'needs'} --watch")
     # What computes and draws is imported once the words are known to be good.
-    from experiments.report import output
-    from experiments.report.comparison import compare, read_all
-    from experiments.report.runs import find_runs
+    from workbench.report import output
+    from workbench.report.comparison import compare, read_all
+    from workbench.report.run_reader import find_runs
 
     words, by = arguments.positional, arguments.value(BY)
     if watched:
-        from experiments.report.watch import watch
+        from workbench.report.watch import watch
 
         seconds = cli.number(arguments, EVERY, float, 5.0, least=0.5)
         return watch(words, by, output.writable(arguments.value(HTML) or "compare.html"), seconds)

@@ -10,9 +10,10 @@ from __future__ import annotations
 import sys
 
 from dinado.errors import ConfigError
-from experiments import cli, loader
-from experiments.place import check_alone
-from experiments.run_folder import find_run
+from workbench import cli
+from workbench.launching import check_alone
+from workbench.run_folder import find_run
+from workbench.settings import loader
 
 OPTIONS = [cli.JSON]
 
@@ -28,14 +29,14 @@ def main(arguments: cli.Arguments) -> int:
         if len(arguments.positional) < 2:
             raise ConfigError("`base` needs an experiment after it, such as: python evaluate.py base quickstart")
         loaded = loader.load(arguments.positional[1], arguments.overrides)
-        from lightning_modules.session import evaluate_base
+        from engine.session import evaluate_base
 
         numbers = evaluate_base(loaded.config, quiet=quiet) | {"run_dir": None}
     else:
         cli.only(arguments, 1)
         folder = find_run(arguments.positional[0])
         loaded = loader.from_run_folder(folder.path, arguments.overrides)
-        from lightning_modules.session import evaluate_run
+        from engine.session import evaluate_run
 
         numbers = evaluate_run(loaded.config, folder, quiet=quiet) | {"run_dir": str(folder.path)}
     if quiet:

@@ -11,9 +11,9 @@ from __future__ import annotations
 import sys
 
 from dinado.errors import ConfigError
-from experiments import cli
-from experiments.place import check_alone
-from experiments.run_folder import find_run
+from workbench import cli
+from workbench.launching import check_alone
+from workbench.run_folder import find_run
 
 PROMPT = cli.Option("prompt", "The prompt; without it and without --input, prompts are read from stdin.", "TEXT")
 INPUT = cli.Option("input", "JSON lines, each with a `prompt`; other fields are kept.", "FILE")
@@ -48,7 +48,7 @@ def main(arguments: cli.Arguments) -> int:
         "max_new_tokens": cli.number(arguments, TOKENS, int, None, least=1),
         "seed": cli.number(arguments, SEED, int, 0),
     }
-    from lightning_modules.writing import read_prompts, write_texts
+    from engine.generation import read_prompts, write_texts
 
     prompts = read_prompts(arguments.value(PROMPT), arguments.value(INPUT))
     records = write_texts(folder.path, prompts, output=arguments.value(OUTPUT), **settings)

@@ -15,15 +15,16 @@ import sys
 from rich.console import Console
 
 from dinado.errors import ConfigError
-from experiments import cli
-from experiments.cli import Option
-from experiments.place import check_alone
-from experiments.sweeping import definition, report
-from experiments.sweeping.driver import Driver
-from experiments.sweeping.folder import SweepFolder
-from experiments.sweeping.study import Bayes, Listed
-from experiments.sweeping.trials import Maker, trials
-from experiments.sweeping.view import View
+from workbench import cli
+from workbench.cli import Option
+from workbench.launching import check_alone
+from workbench.sweeping import definition
+from workbench.sweeping import summary as report
+from workbench.sweeping.driver import Driver
+from workbench.sweeping.study import Bayes, Listed
+from workbench.sweeping.sweep_folder import SweepFolder
+from workbench.sweeping.trials import Maker, trials
+from workbench.sweeping.view import View
 
 JOBS = Option("jobs", "Trials at once (default 1).", "N")
 TRIALS = Option("trials", "Trials in all; a grid needs none, and the file's run_cap is the default.", "N")

@@ -12,11 +12,13 @@ from __future__ import annotations
 import sys
 
 from dinado.errors import ConfigError
-from experiments import cli, help, loader
-from experiments.naming import FAST_DEV_RUN
-from experiments.place import check_place, is_writer
-from experiments.processes import processes
-from experiments.run_folder import RunFolder, find_run, status
+from dinado.ranks import is_writer
+from workbench import cli, help
+from workbench.launching import check_place
+from workbench.processes import processes
+from workbench.run_folder import RunFolder, find_run, status
+from workbench.run_names import FAST_DEV_RUN
+from workbench.settings import loader
 
 OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.CONTINUE, cli.JSON]
 
@@ -46,7 +48,7 @@ def main(arguments: cli.Arguments) -> int:
         return 0
     # Heavy imports wait until the settings are known to be good.
     if arguments.flag(cli.DRY_RUN):
-        from lightning_modules.session import dry_run
+        from engine.session import dry_run
 
         dry_run(loaded.config)
         return 0
@@ -65,7 +67,7 @@ def main(arguments: cli.Arguments) -> int:
     with folder, processes(loaded.config.trainer.devices):
         try:
             # Seconds, which the other processes spend on theirs meanwhile.
-            from lightning_modules.session import train
+            from engine.session import train
 
             outcome = train(
                 loaded.config,

@@ -10,18 +10,18 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
+from dinado.parameters.scores import frozen_states
 from transformers import GPT2Config, GPT2LMHeadModel
 
+from dinado.bases.catalogue import resolve_base
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_word_tokenizer
 from dinado.batch import RecordedStates, RolloutBatch
 from dinado.errors import UserError
-from dinado.models.base_lm import BaseLM
-from dinado.models.catalogue import resolve_base
-from dinado.models.markov import build_word_tokenizer
-from dinado.models.scores import frozen_states
-from experiments.config import Config
-from experiments.derived import depths_read
-from lightning_modules.base import OracleMethod
-from lightning_modules.build import build_method
+from lightning_modules.build_method import build_method
+from lightning_modules.rollout_method import OracleMethod
+from workbench.settings.config import Config
+from workbench.settings.derived import depths_read
 
 
 @dataclass(frozen=True)

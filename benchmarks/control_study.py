@@ -29,16 +29,16 @@ ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
 from dinado.metrics.intervals import paired_difference  # noqa: E402
-from dinado.rollouts.spec import digest  # noqa: E402
-from experiments import schema  # noqa: E402
-from experiments.loader import load  # noqa: E402
+from dinado.rollouts.store_spec import digest  # noqa: E402
+from workbench.settings import schema  # noqa: E402
+from workbench.settings.loader import load  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
 EXPERIMENT = "commongen_smollm2"
 
 PUBLISHED = (
-    "objective.token_ce=0 objective.terminal_ce=1 objective.value_ce=0 objective.regulariser=1 objective.detach=none "
-    "objective.lookahead=0 objective.path=0 objective.consistency=bernoulli objective.norm=linf "
+    "objective.oracle.token_ce=0 objective.oracle.terminal_ce=1 objective.oracle.value_ce=0 objective.consistency.weight=1 objective.consistency.detach=none "
+    "objective.lookahead.weight=0 objective.path.weight=0 objective.consistency.divergence=bernoulli objective.norm.kind=linf "
     "objective.masks=official targets.root=learned targets.positives_share=0 optim.norm_steps=0"
 )
 BASELINE = "sft on positives"
@@ -51,7 +51,7 @@ ENTRIES = {
     "dinado_soft": "method=dinado_soft",
     "dinado_merge": "method=dinado_merge",
     "published dinado_soft": f"method=dinado_soft {PUBLISHED} network.head=free network.pointer=false network.taps=[1]",
-    "published dinado_merge": f"method=dinado_merge {PUBLISHED} objective.norm_input=base objective.norm_taps=[1]",
+    "published dinado_merge": f"method=dinado_merge {PUBLISHED} objective.norm.input=base objective.norm.taps=[1]",
 }
 COLUMNS = {
     "val/success": "success",

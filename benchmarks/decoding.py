@@ -18,13 +18,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from dinado.parameters.trainable import build_lora, build_network, merge_adapters
 
 from benchmarks import timing
 from benchmarks.case import with_base
 from benchmarks.sampling import K, prompts
-from dinado.models.base_lm import BaseLM
-from dinado.models.controlled_lm import ControlledLM
-from dinado.models.trainable import build_lora, build_network, merge_adapters
+from dinado.bases.causal import BaseLM
+from dinado.control.controlled_lm import ControlledLM
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24

@@ -25,21 +25,21 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from dinado.errors import ConfigError  # noqa: E402
-from experiments import loader  # noqa: E402
+from workbench.settings import loader  # noqa: E402
 
 METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 SETTINGS: dict[str, list[str]] = {
     "default": [],
-    "token CE alone": ["objective.token_ce=1", "objective.terminal_ce=0"],
-    "terminal CE alone": ["objective.token_ce=0"],
-    "token CE 0.3": ["objective.token_ce=0.3"],
-    "regulariser 0": ["objective.regulariser=0"],
-    "regulariser 0.25": ["objective.regulariser=0.25"],
-    "regulariser 5": ["objective.regulariser=5"],
-    "predicted first": ["objective.direction=predicted_first"],
-    "detach expected": ["objective.detach=expected"],
-    "mean norm": ["objective.norm=mean"],
-    "overflow 0.1": ["objective.overflow=0.1"],
+    "token CE alone": ["objective.oracle.token_ce=1", "objective.oracle.terminal_ce=0"],
+    "terminal CE alone": ["objective.oracle.token_ce=0"],
+    "token CE 0.3": ["objective.oracle.token_ce=0.3"],
+    "regulariser 0": ["objective.consistency.weight=0"],
+    "regulariser 0.25": ["objective.consistency.weight=0.25"],
+    "regulariser 5": ["objective.consistency.weight=5"],
+    "predicted first": ["objective.consistency.direction=predicted_first"],
+    "detach expected": ["objective.consistency.detach=expected"],
+    "mean norm": ["objective.norm.kind=mean"],
+    "overflow 0.1": ["objective.oracle.overflow=0.1"],
     "root from store": ["targets.root=store"],
     "positives 25 %": ["targets.positives_share=0.25"],
     "lr 1e-3": ["optim.lr=1e-3"],

@@ -24,9 +24,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from benchmarks import timing
 from benchmarks.case import Size, loss_of, make_batch, with_base
-from dinado.models.base_lm import BaseLM
-from experiments.config import Config
-from lightning_modules.build import build_method
+from dinado.bases.causal import BaseLM
+from lightning_modules.build_method import build_method
+from workbench.settings.config import Config
 
 KINDS = {
     "Soft, network": ("dinado_soft", "network"),

@@ -10,16 +10,16 @@ Axes: B rows, S prompt tokens, L = S + T positions, T response tokens, V vocabul
 from __future__ import annotations
 
 import torch
+from dinado.parameters.scores import NetworkScores, PolicyScores, adapters
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinado.bases.shared_prefix import positions_PS
 from dinado.batch import RolloutBatch
-from dinado.models.oracle_network import NetworkStates
-from dinado.models.scores import NetworkScores, PolicyScores, adapters
-from dinado.models.shared_prefix import positions_PS
+from dinado.control.oracle_network import NetworkStates
 from dinado.objectives.losses import oracle_loss
 from dinado.objectives.values import TokenValues
-from lightning_modules.base import OracleMethod
+from lightning_modules.rollout_method import OracleMethod
 
 
 def plain_loss(method: OracleMethod, batch: RolloutBatch) -> Tensor:

@@ -28,8 +28,8 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing  # noqa: E402
 from dinado.metrics.intervals import mean_interval  # noqa: E402
-from dinado.rollouts.spec import digest  # noqa: E402
-from experiments import loader, schema  # noqa: E402
+from dinado.rollouts.store_spec import digest  # noqa: E402
+from workbench.settings import loader, schema  # noqa: E402
 
 EXPERIMENT = "rare_colour"
 RESULTS = ROOT / "docs" / "results" / "rare_colour.json"

@@ -21,9 +21,9 @@ import numpy as np
 
 from benchmarks import timing
 from benchmarks.browser import ALL_DRAWN, browser, until
-from experiments.report.comparison import compare
-from experiments.report.output import write_page
-from experiments.report.runs import Run, default_settings
+from workbench.report.comparison import compare
+from workbench.report.output import write_page
+from workbench.report.run_reader import Run, default_settings
 
 TRAINED = (
     *("reg/forward_consistency", "reg/forward_consistency_per_token", "norm/log_beta_mean", "norm/log_beta_std"),

@@ -28,8 +28,8 @@ from scipy import stats  # noqa: E402
 
 from benchmarks import rare_oracle, timing  # noqa: E402
 from benchmarks.exact_world_sweep import WORLD, run  # noqa: E402
-from dinado.rollouts.spec import digest  # noqa: E402
-from experiments import loader, schema  # noqa: E402
+from dinado.rollouts.store_spec import digest  # noqa: E402
+from workbench.settings import loader, schema  # noqa: E402
 
 EXPERIMENT = "exact_world_rounds"
 METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")

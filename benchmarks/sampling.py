@@ -23,8 +23,8 @@ import torch
 
 from benchmarks import timing
 from benchmarks.case import with_base
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24

@@ -23,13 +23,13 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing  # noqa: E402
 from benchmarks.case import Size, build_base  # noqa: E402
-from experiments.config import METHODS  # noqa: E402
+from workbench.settings.config import METHODS  # noqa: E402
 
 PROMPTS, PER_PROMPT, STEPS, WARM_UP = 48, 16, 12, 3
 SETTINGS = (
     f"task.name=jsonl data.train_prompts=40 data.val_prompts=8 rollouts.per_prompt={PER_PROMPT} "
     "rollouts.max_new_tokens=24 rollouts.truncated=score rollouts.block_size=2 oracle.name=regex "
-    "oracle.pattern=77 objective.lookahead=0 "
+    "oracle.pattern=77 objective.lookahead.weight=0 "
     f"targets.positives_share=0 optim.norm_steps=0 optim.batch_size=64 optim.steps={STEPS} "
     f"eval.samples_per_prompt=1 eval.rollouts_per_prompt={PER_PROMPT} eval.best_of=0 trainer.accelerator=cpu "
     "trainer.progress=false trainer.log_every=1"

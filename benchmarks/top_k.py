@@ -21,10 +21,10 @@ from benchmarks.case import with_base
 from benchmarks.decoding import NETWORK, PROMPT_TOKENS
 from benchmarks.sampling import prompts
 from datamodules.tasks.brief import source
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
 from dinado.rollouts.sampler import Decoder, sample, uniforms
-from experiments.config import Config
+from workbench.settings.config import Config
 
 PROMPTS, K, NEW_TOKENS = 24, 4, 28
 SIZES = (64, 256, 1024, 4096)

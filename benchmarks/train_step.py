@@ -19,13 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from dinado.parameters.scores import PolicyScores
 
 from benchmarks import timing
 from benchmarks.case import Size, build, loss_of, make_batch, with_recorded
 from benchmarks.plain import plain_loss
 from dinado.batch import RolloutBatch
-from dinado.models.scores import PolicyScores
-from lightning_modules.base import OracleMethod
+from lightning_modules.rollout_method import OracleMethod
 
 METHODS = {"soft": "dinado_soft", "merge": "dinado_merge", "nado": "nado"}
 GEMM_ROWS = 512

@@ -28,8 +28,8 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing  # noqa: E402
-from experiments.report.runs import Run, find_runs, read_run  # noqa: E402
-from experiments.report.statistics import Summary, summarise  # noqa: E402
+from workbench.report.run_reader import Run, find_runs, read_run  # noqa: E402
+from workbench.report.statistics import Summary, summarise  # noqa: E402
 
 METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 NUMBERS = {

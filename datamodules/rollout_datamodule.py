@@ -5,44 +5,34 @@ Axes: N rows.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 import torch
 from lightning import LightningDataModule
 
-from datamodules.batching import EncodedPrompts, collate, held_out_batches
-from datamodules.budgets import needed_counts
+from datamodules.batch_plan import BatchPlan, StratifiedPlan, micro_batches, split_step
+from datamodules.choose_plan import budget_of, plan_of
+from datamodules.collation import EncodedPrompts, collate, held_out_batches
 from datamodules.loaders import HeldOutLoader, TrainLoader
-from datamodules.lookahead import with_lookahead
-from datamodules.planning import budget_of, plan_of
-from datamodules.plans import BatchPlan, StratifiedPlan, micro_batches, split_step
-from datamodules.references import rows_of_references
-from datamodules.rows import Rows, equal_rows, rows_by_prompt
-from datamodules.states import state_store, with_states
-from datamodules.stores import (
-    FLATTENED,
-    looks_ahead,
-    round_stores,
-    train_store,
-    uses_rollouts,
-    val_store,
-)
+from datamodules.lookahead_targets import with_lookahead
+from datamodules.reference_rows import rows_of_references
+from datamodules.round_budgets import needed_counts
+from datamodules.run_stores import FLATTENED, RunStores
+from datamodules.state_choice import StateChoice, with_states
 from datamodules.tasks import Task
+from datamodules.training_rows import Rows, equal_rows, rows_by_prompt
 from datamodules.weighing import weighted_rows
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.errors import CheckpointError, DataError
-from dinado.models.base_lm import BaseLM
 from dinado.objectives.weights import effective_size
-from dinado.rollouts.rounds import read_rounds
-from dinado.rollouts.store import RolloutStore
-from dinado.rollouts.table import store_summary
-from experiments.derived import round_sizes, round_starts
-
-if TYPE_CHECKING:
-    from experiments.config import Config
-
+from dinado.rollouts.drawn import read_rounds
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.rollout_table import store_summary
+from workbench.settings.config import Config
+from workbench.settings.derived import looks_ahead, round_sizes, round_starts, row_source
 
 FLATTER, FLATTEST = 0.5, 4.0
 """What is added to the temperature of every round without an accepted rollout, and where that ends."""
@@ -65,8 +55,7 @@ class RolloutDataModule(LightningDataModule):
         stores: where the training rollouts come from, round by round; none when references are imitated.
         models: what the rounds after the first were drawn from, as far as they have come: fingerprints of models, or
             temperatures of a flattened base.
-        draw_round: draws the round of that number and adds it (:meth:`add_round`), from the model as it stands or from
-            an earlier one given by its fingerprint; called before the step that the round begins with.
+        restored_models: what a resumed run's rounds were drawn from; they are to be added again before training.
     """
 
     def __init__(self, config: Config, base: BaseLM, task: Task) -> None:
@@ -77,7 +66,10 @@ class RolloutDataModule(LightningDataModule):
         self.summary: dict[str, float] = {}
         self.stores: list[RolloutStore] = []
         self.models: list[str] = []
-        self.draw_round: Callable[[int, str | None], None] | None = None
+        self.restored_models: list[str] = []
+        self._restored: dict[str, Any] | None = None
+        self._run_stores = RunStores(config, base, task)
+        self._states = StateChoice(config, base)
         self._first = 0  # step that the round began with
         self._plan: BatchPlan | StratifiedPlan | None = None
         self._base = base
@@ -91,22 +83,29 @@ class RolloutDataModule(LightningDataModule):
             StoreError: a store is not complete.
             DataError: too few rows to fill an optimiser step.
         """
-        config = self.config
-        self.val_rows = equal_rows(val_store(config, self._base, self.task).read())
+        self.val_rows = equal_rows(self._run_stores.held_out().read())
         if stage not in (None, "fit"):
             return
         self.steps_done = 0
         self.models, self._first = [], 0
-        self.stores = [train_store(config, self._base, self.task)] if uses_rollouts(config) else []
+        self.stores = self._run_stores.first()
         self._read()
 
-    def reach(self, step: int) -> None:
-        """Draw the rounds that begin before this optimiser step, and more while there is too little to train on."""
-        starts = round_starts(self.config)
-        while len(self.models) + 1 < len(starts) and (starts[len(self.models) + 1] <= step or self._plan is None):
+    @property
+    def num_steps(self) -> int:
+        """Optimiser steps in all."""
+        return self.config.optim.steps
+
+    def begins_round(self, step: int) -> bool:
+        """Tell whether a round has to be drawn before this optimiser step, and if so note that it begins with it.
+
+        One is due at its own step, and sooner while there is too little to train on.
+        """
+        starts, index = round_starts(self.config), len(self.models) + 1
+        due = index < len(starts) and (starts[index] <= step or self._plan is None)
+        if due:
             self._first = step
-            assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
-            self.draw_round(len(self.models) + 1, None)
+        return due
 
     def exploration(self) -> str | None:
         """What to draw from while nothing has been accepted: the base, flatter every time; None once something has.
@@ -132,7 +131,7 @@ class RolloutDataModule(LightningDataModule):
                 weight_K = torch.tensor(self._weight_N[rows_K] * self.rows.score_N[rows_K])
                 positives[self.rows.prompt_index_N[rows_K[0]]] = effective_size(weight_K)
             counts = needed_counts(positives.tolist(), even, settings.budget_cap)
-        return round_stores(self.config, self._base, self.task, index, model, counts)
+        return self._run_stores.later(index, model, counts)
 
     def add_round(self, model: str) -> None:
         """Go on with the rollouts of :meth:`next_round` as well; they have to be complete, densities included."""
@@ -169,20 +168,18 @@ class RolloutDataModule(LightningDataModule):
     def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
         """What this process trains on in some optimiser steps, each cut into micro-batches."""
         rank, world_size = self._place()
-        if self._plan is None:
-            self.reach(start)
-        assert self._plan is not None, "the last round makes a plan or raises"
+        assert self._plan is not None, "engine/rounds.py draws until there is enough to train on, or raises"
         for step in range(start, stop):
             row_N = self._plan.step(step - self._first)
             weight_total = float(self.rows.weight_N[row_N].sum(dtype=np.float64))
-            length_N = self.rows.length_N[row_N] if budget_of(self.config).by_tokens else None
+            length_N = self.rows.length_N[row_N] if budget_of(self.config.optim).by_tokens else None
             for row_B in split_step(row_N, rank, world_size, parts, length_N):
                 yield self.train_batch(row_B, weight_total)
 
     def val_dataloader(self) -> HeldOutLoader:
         """Every held-out rollout once."""
         rank, world_size = self._place()
-        rows = budget_of(self.config).rows(self.val_rows.length_N) / (world_size * self.accumulation)
+        rows = budget_of(self.config.optim).rows(self.val_rows.length_N) / (world_size * self.accumulation)
         return HeldOutLoader(self, held_out_batches(self.val_rows.prompt_index_N, rank, world_size, int(rows)))
 
     def state_dict(self) -> dict[str, Any]:
@@ -197,17 +194,26 @@ class RolloutDataModule(LightningDataModule):
             CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
             StoreError: rollouts of an earlier round are gone.
         """
-        for index, model in enumerate(state_dict.get("models", []), 1):
-            assert self.draw_round is not None, "a run of several rounds needs somebody to draw them"
-            self.draw_round(index, model)
+        self.restored_models = list(state_dict.get("models", []))
         self._first = state_dict.get("first", 0)
-        for name, value in self._order().items():
-            if state_dict.get(name) != value:
+        self.steps_done = state_dict["steps_done"]
+        self._restored = state_dict
+        if not self.restored_models:
+            self.check_restored()
+
+    def check_restored(self) -> None:
+        """Compare what decides the order of batches with the checkpoint, once all of its rounds have been added.
+
+        Raises:
+            CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
+        """
+        saved, self._restored, self.restored_models = self._restored, None, []
+        for name, value in self._order().items() if saved is not None else ():
+            if saved is not None and saved.get(name) != value:
                 raise CheckpointError(
-                    f"the checkpoint was made with {name}={state_dict.get(name)} and this run has {value}, so it "
+                    f"the checkpoint was made with {name}={saved.get(name)} and this run has {value}, so it "
                     "cannot go on with the same batches; restore that setting or start a new run"
                 )
-        self.steps_done = state_dict["steps_done"]
 
     def train_batch(self, row_B: np.ndarray, weight_total: float) -> RolloutBatch:
         """Some training rows as tensors."""
@@ -225,7 +231,7 @@ class RolloutDataModule(LightningDataModule):
 
     def _train_rows(self) -> Rows:
         config = self.config
-        if not uses_rollouts(config):
+        if row_source(config) == "references":
             return rows_of_references(self.task.train_prompts, self._base)
         drawn = read_rounds(self.stores)
         rows, weights = weighted_rows(drawn, config.targets)
@@ -234,9 +240,17 @@ class RolloutDataModule(LightningDataModule):
         self._weight_N = rows.weight_N.copy()
         self.summary = store_summary(drawn.rollouts) | weights
         if looks_ahead(config):
-            rows, found = with_lookahead(rows, drawn.rollouts, config, self._base.eos_ids)
+            rows, found = with_lookahead(
+                rows,
+                drawn.rollouts,
+                config.objective.lookahead,
+                self._base.eos_ids,
+                budget=config.rollouts.max_new_tokens,
+                judge_truncated=config.rollouts.truncated == "score",
+                seed=config.seed,
+            )
             self.summary |= found
-        states = [state_store(config, self._base, store) for store in self.stores]
+        states = [self._states.of(store) for store in self.stores]
         return with_states(rows, drawn.rollouts, [kept for kept in states if kept is not None])
 
     def _order(self) -> dict[str, Any]:

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 import logging
 import math
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 
-from datamodules.rows import Rows, rows_by_prompt
+from datamodules.training_rows import Rows, rows_by_prompt
 from dinado.metrics.intervals import mean_interval, weighted_proportion_interval
 from dinado.objectives.pareto import pareto_smoothed
 from dinado.objectives.weights import (
@@ -24,10 +23,8 @@ from dinado.objectives.weights import (
     smoothed_root,
     summarise_weights,
 )
-from dinado.rollouts.rounds import Drawn
-
-if TYPE_CHECKING:
-    from experiments.config import TargetConfig
+from dinado.rollouts.drawn import Drawn
+from workbench.settings.data_settings import TargetConfig
 
 log = logging.getLogger(__name__)
 

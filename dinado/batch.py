@@ -41,7 +41,8 @@ class RolloutBatch:
         prompt_ids_PS, prompt_mask_PS: prompt tokens and 1 where they are real, left-padded.
         prompt_of_row_B: index into the P axis.
         response_BT, response_mask_BT: response tokens, the end-of-sequence token included when there is one.
-        log_p_BT: full-base log-probability of each response token, in nats.
+        log_p_BT: full-base log-probability of each response token, in nats; None where it is not known, as for
+            references.
         score_B: what the oracle said, in [0, 1].
         weight_B: importance weight, 1 on average within a prompt.
         root_B: success rate R(c) of the row's prompt as estimated from its stored rollouts, strictly inside (0, 1).
@@ -59,7 +60,7 @@ class RolloutBatch:
     prompt_of_row_B: Tensor
     response_BT: Tensor
     response_mask_BT: Tensor
-    log_p_BT: Tensor
+    log_p_BT: Tensor | None
     score_B: Tensor
     weight_B: Tensor
     root_B: Tensor
@@ -98,6 +99,17 @@ class RolloutBatch:
             for f in fields(self)
         }
         return RolloutBatch(**moved)
+
+    @property
+    def known_log_p_BT(self) -> Tensor:
+        """``log_p_BT`` where it has to be known.
+
+        Raises:
+            ValueError: it is not.
+        """
+        if self.log_p_BT is None:
+            raise ValueError("the log-probabilities of these responses under the base are not known")
+        return self.log_p_BT
 
     @property
     def num_rows(self) -> int:

@@ -5,30 +5,23 @@ The published text names Hard and gives no equations; this is our reconstruction
 
 from __future__ import annotations
 
-from typing import Literal
-
 import torch
 from torch.nn import functional as F
 
 from dinado.batch import RolloutBatch
-from dinado.models.scores import Scored
 from dinado.objectives.values import TokenValues, hard_values
-from lightning_modules.base import OracleMethod
+from dinado.parameters.parameterisation import Scored
+from lightning_modules.value_method import ValueMethod
 
 
-class DinadoHard(OracleMethod):
-    """log R = log R(c) + sum of log(q / p); only the root R(c) has a norm head, and none if the store knows it."""
+class DinadoHard(ValueMethod):
+    """log R = log R(c) + sum of log(q / p).
 
-    norm_steps = False
-    telescopes = True
-
-    @property
-    def norm_input(self) -> Literal["base"] | None:
-        """The root is a fact about the prompt, which the base has read; one from the store leaves nothing to learn."""
-        return "base" if self.config.targets.root == "learned" else None
+    Only the root R(c) has a norm head, which reads the base's states of the prompt; a root from the store needs none.
+    """
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
-        """Values telescope from the root."""
+        """Telescope from the root."""
         if self.norm_head is None:
             log_root_B = torch.log(batch.root_B.float())
         else:

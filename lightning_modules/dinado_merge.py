@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
 
 from torch import Tensor
 
-from dinado.models.scores import PolicyScores, Scored
+from dinado.parameters.parameterisation import Scored
 from lightning_modules.dinado_soft import DinadoSoft
 
 
@@ -18,11 +17,6 @@ class DinadoMerge(DinadoSoft):
     token only, so there the norm is read from the network's states; as with the base's, no gradient flows into them.
     """
 
-    @property
-    def norm_input(self) -> Literal["base", "own"]:
-        """The base's state where the policy is an adapted base."""
-        return "base" if isinstance(self.scores, PolicyScores) else "own"
-
     def norm_states(self, scored: Scored) -> Sequence[Tensor]:
-        """States that the norm head does not shape."""
+        """Detach the states: the norm head does not shape them."""
         return [state.detach() for state in super().norm_states(scored)]

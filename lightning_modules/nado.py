@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 from dinado.batch import RolloutBatch
-from dinado.models.scores import Scored
 from dinado.objectives.values import TokenValues, nado_values
-from lightning_modules.base import OracleMethod
+from dinado.parameters.parameterisation import Scored
+from lightning_modules.value_method import ValueMethod
 
 
-class Nado(OracleMethod):
+class Nado(ValueMethod):
     """Every next token has its own value; the scale of R and the ratios that decode share one head."""
 
     link = "logsigmoid"
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
-        """log R is the score itself."""
+        """Take the score itself as log R."""
         return nado_values(scored.statistics)

@@ -28,7 +28,7 @@ from datamodule_case import markov_base, words_task
 from store_case import Contains, content, make_store
 
 from datamodules.tasks import Task
-from dinado.models.base_lm import BaseLM
+from dinado.bases.causal import BaseLM
 from dinado.rollouts.collect import collect
 
 torch.set_num_threads(1)
@@ -107,7 +107,7 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., object]:
     from commands import Result
 
     import generate
-    from experiments import cli
+    from workbench import cli
 
     def call(script: object, *words: str) -> object:
         settings = script is not generate

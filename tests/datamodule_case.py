@@ -7,15 +7,15 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.stores import stores_of_run
+from datamodules.run_stores import stores_of_run
 from datamodules.tasks import Task
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
-from experiments.config import Config
+from workbench.settings.config import Config
 
 TEXTS = ["1", "2 3", "4", "3 3 1", "2"]
 

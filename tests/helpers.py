@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from dinado.parameters.scores import NetworkScores, PolicyScores
+from dinado.parameters.trainable import build_lora, build_network
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov, build_word_tokenizer
+from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov, build_word_tokenizer
-from dinado.models.oracle_network import OracleNetwork
-from dinado.models.scores import NetworkScores, PolicyScores
-from dinado.models.tiny_gpt2 import build_tiny_gpt2
-from dinado.models.trainable import build_lora, build_network
+from dinado.control.oracle_network import OracleNetwork
 from dinado.prompt import Prompt
-from experiments import loader
-from experiments.config import Config
-from lightning_modules.checkpoints import read_checkpoint
+from engine.checkpoints import read_checkpoint
+from workbench.settings import loader
+from workbench.settings.config import Config
 
 BASES = ("llama", "gpt2", "markov")
 PROMPTS = (Prompt("a", ""), Prompt("b", "3 1 2 5"), Prompt("c", "4 2"))

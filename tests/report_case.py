@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments import loader
+from workbench.settings import loader
 
 SETTINGS = ("data.val_prompts=3", "eval.text_metrics=false")
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from dinado.models.base_lm import BaseLM
+from dinado.bases.causal import BaseLM
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
-from dinado.rollouts.spec import StoreSpec
-from dinado.rollouts.store import RolloutStore
-from dinado.rollouts.table import Rollouts
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.rollout_table import Rollouts
+from dinado.rollouts.store_spec import StoreSpec
 
 PROMPTS = tuple(Prompt(f"p{i}", str(1 + i % 4), {"wanted": str(1 + i % 3)}) for i in range(7))
 

@@ -16,9 +16,10 @@ TRIAL = f"""
 import os, signal, sys, time
 sys.path.insert(0, {str(ROOT)!r})
 from dinado.errors import Stopped
-from experiments import cli, loader
-from experiments.processes import processes
-from experiments.run_folder import RunFolder
+from workbench import cli
+from workbench.settings import loader
+from workbench.processes import processes
+from workbench.run_folder import RunFolder
 
 def stop(number, frame):
     raise Stopped(signal.Signals(number).name)
@@ -58,7 +59,7 @@ class Sweep:
         self.folder = folder
         (folder / "trial.py").write_text(TRIAL)
         run = "from experiments import cli; import sweep; sys.exit(cli.run(sweep.main, '', sweep.OPTIONS))"
-        trial = f"from experiments.sweeping import driver; driver.TRAIN = {str(folder / 'trial.py')!r}"
+        trial = f"from workbench.sweeping import driver; driver.TRAIN = {str(folder / 'trial.py')!r}"
         (folder / "sweep.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {trial}; {run}\n")
 
     def write(self, parameters: str, head: str = SWEEP) -> None:

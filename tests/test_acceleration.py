@@ -9,16 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from dinado.parameters.scores import NOTHING_MORE, Needs, PolicyScores
+from dinado.parameters.trainable import build_full, build_lora
 from helpers import base_lm, batch_of, tiny_llama
 from test_exact_training import outcome
 from torch import Tensor
 
+from dinado.bases.acceleration import checkpoint_layers, compile_layers, decoder_layers
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov, build_word_tokenizer
 from dinado.errors import UserError
-from dinado.models.acceleration import checkpoint_layers, compile_layers, decoder_layers
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov, build_word_tokenizer
-from dinado.models.scores import NOTHING_MORE, Needs, PolicyScores
-from dinado.models.trainable import build_full, build_lora
 from dinado.objectives.vocabulary import VocabularyStatistics
 
 NEEDS = Needs(maximum=True, taps=(0.5,), of_policy=True)

@@ -19,8 +19,8 @@ import torch
 from commands import Result, process
 from helpers import exact_gpt2_words, tiny_llama
 
-from dinado.models.markov import build_word_tokenizer
-from lightning_modules.checkpoints import DurableCheckpoints, read_checkpoint
+from dinado.bases.markov import build_word_tokenizer
+from engine.checkpoints import DurableCheckpoints, read_checkpoint
 
 RUN = "runs/exact_world/good"
 LAST = f"{RUN}/checkpoints/last.ckpt"
@@ -83,7 +83,7 @@ def change(old: str, new: str) -> Callable[[], object]:
 
 JSONL = "train.py quickstart base.name=model task.name=jsonl task.path=prompts.jsonl data.train_prompts=0 " + (
     "data.val_prompts=1 rollouts.max_new_tokens=3 rollouts.per_prompt=4 eval.rollouts_per_prompt=2 eval.best_of=0 "
-    "trainer.accelerator=cpu data.cache=cache runs=new objective.lookahead=0 "
+    "trainer.accelerator=cpu data.cache=cache runs=new objective.lookahead.weight=0 "
 )
 MINE = JSONL + "oracle.name=user oracle.function=mine:"
 EXACT = "train.py exact_world runs=new data.cache=cache "

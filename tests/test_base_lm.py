@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from dinado.parameters.scores import Needs, PolicyScores, adapters
+from dinado.parameters.trainable import build_full, build_lora, merge_adapters
 from helpers import (
     BASES,
     PROMPT_OF,
@@ -25,12 +27,10 @@ from helpers import (
 from torch import Tensor
 from transformers import CohereConfig, CohereForCausalLM
 
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_word_tokenizer
+from dinado.bases.shared_prefix import align, similar_lengths
 from dinado.errors import DataError, UserError
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_word_tokenizer
-from dinado.models.scores import Needs, PolicyScores, adapters
-from dinado.models.shared_prefix import align, similar_lengths
-from dinado.models.trainable import build_full, build_lora, merge_adapters
 from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import Decoder

@@ -13,14 +13,14 @@ from helpers import exact_gpt2, exact_gpt2_words, load_checkpoint
 from torch import Tensor
 
 from dinado.errors import CheckpointError
-from experiments import loader
-from experiments.config import Config
-from experiments.run_folder import RunFolder, status
-from lightning_modules import session
-from lightning_modules.build import build_method
-from lightning_modules.callbacks import GracefulStop
-from lightning_modules.evaluation import evaluate_method
-from lightning_modules.restore import base_of_run, build_base, check_and_load, restore_method
+from engine import session
+from engine.evaluation import evaluate_method
+from engine.restoring import base_of_run, build_base, check_and_load, restore_method
+from lightning_modules.build_method import build_method
+from lightning_modules.callbacks.graceful_stop import GracefulStop
+from workbench.run_folder import RunFolder, status
+from workbench.settings import loader
+from workbench.settings.config import Config
 
 METHODS = {
     "nado": ("method=nado", "network.width=16", "network.heads=2"),

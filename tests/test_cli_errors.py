@@ -13,8 +13,9 @@ import torch
 import yaml
 
 from dinado.errors import ConfigError, OracleError, UserError
-from experiments import cli, help, loader, schema
-from experiments.cli import DRY_RUN, FAST_DEV_RUN, JSON, PRINT_CONFIG, RESUME, Option
+from workbench import cli, help
+from workbench.cli import DRY_RUN, FAST_DEV_RUN, JSON, PRINT_CONFIG, RESUME, Option
+from workbench.settings import loader, schema
 
 JOBS = Option("jobs", "Trials at once.", "N")
 OPTIONS = (PRINT_CONFIG, DRY_RUN, FAST_DEV_RUN, RESUME, JSON, JOBS)

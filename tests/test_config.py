@@ -13,9 +13,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from dinado.errors import ConfigError
-from experiments import loader, schema
-from experiments.config import Config
-from experiments.run_folder import RunFolder
+from workbench.run_folder import RunFolder
+from workbench.settings import loader, schema
+from workbench.settings.config import Config
 
 
 def fails(experiment: str, *overrides: str) -> str:

@@ -49,7 +49,11 @@ def test_a_run_is_known_by_what_decides_its_outcome() -> None:
     digest = control_study.digest_of_settings
     usual = digest("method=dinado_hard")
     assert usual == digest("method=dinado_hard trainer.checkpoint_every=7 data.cache=elsewhere")
-    for other in ("method=dinado_merge", "method=dinado_hard objective.sharpness=3", "method=dinado_hard optim.lr=1"):
+    for other in (
+        "method=dinado_merge",
+        "method=dinado_hard objective.lookahead.sharpness=3",
+        "method=dinado_hard optim.lr=1",
+    ):
         assert digest(other) != usual
 
 

@@ -13,6 +13,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
+from dinado.parameters.scores import NetworkScores, adapters
 from helpers import (
     PROMPT_OF,
     PROMPTS,
@@ -31,13 +32,12 @@ from torch import Tensor
 from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
 
-from dinado.models.base_lm import BaseLM
-from dinado.models.controlled_lm import ControlledLM
-from dinado.models.scores import NetworkScores, adapters
+from dinado.bases.causal import BaseLM
+from dinado.control.controlled_lm import ControlledLM
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import Decoder, sample, uniforms
-from lightning_modules.build import METHODS, build_method
-from lightning_modules.restore import build_base
+from engine.restoring import build_base
+from lightning_modules.build_method import METHODS, build_method
 
 IDS = [3, 1, 2, 5, 5, 4]
 
@@ -326,13 +326,13 @@ def test_the_bases_own_generation_defaults_do_not_leak() -> None:
 METHOD_SETTINGS = {
     "nado": (),
     "dinado_soft": (),
-    "dinado_soft mean": ("objective.norm=mean",),
+    "dinado_soft mean": ("objective.norm.kind=mean",),
     "dinado_hard": (),
     "dinado_hard lora": ("parameters=lora",),
     "dinado_merge": (),
     "dinado_soft pointer": ("network.head=tied", "network.pointer=true"),
     "dinado_merge full": ("parameters=full",),
-    "dinado_merge mean": ("objective.norm=mean",),
+    "dinado_merge mean": ("objective.norm.kind=mean",),
     "sft": (),
 }
 

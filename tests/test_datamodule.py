@@ -18,16 +18,16 @@ from datamodule_case import (
     steps,
 )
 
-from datamodules.batching import held_out_batches
-from datamodules.plans import BatchPlan, Budget, accumulation
+from datamodules.batch_plan import BatchPlan, Budget, accumulation
+from datamodules.collation import held_out_batches
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.rows import Rows
-from datamodules.stores import stores_of_run
+from datamodules.run_stores import stores_of_run
 from datamodules.tasks import Task
+from datamodules.training_rows import Rows
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov
 from dinado.batch import RolloutBatch
 from dinado.errors import ConfigError, DataError, StoreError
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
 

@@ -7,10 +7,10 @@ import torch
 from test_checkpoints import train
 
 from dinado.errors import ConfigError
-from experiments.config import Config
-from lightning_modules import session
-from lightning_modules.base import OracleMethod
-from lightning_modules.devices import device_of
+from engine import session
+from engine.devices import device_of
+from lightning_modules.rollout_method import OracleMethod
+from workbench.settings.config import Config
 
 
 @pytest.mark.parametrize(

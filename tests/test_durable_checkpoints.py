@@ -13,8 +13,8 @@ import torch
 
 from dinado import durable
 from dinado.errors import CheckpointError
-from lightning_modules import checkpoints
-from lightning_modules.checkpoints import LAST, PREVIOUS, SUMS, DurableCheckpoints, read_checkpoint
+from engine import checkpoints
+from engine.checkpoints import LAST, PREVIOUS, SUMS, DurableCheckpoints, read_checkpoint
 
 
 def save(folder: Path, step: int) -> Path:

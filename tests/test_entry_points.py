@@ -23,8 +23,8 @@ from helpers import exact_gpt2_words
 import evaluate
 import generate
 import train
-from experiments.run_folder import RunFolder, status
-from lightning_modules import writing
+from engine import generation as writing
+from workbench.run_folder import RunFolder, status
 
 # Before any model is loaded
 

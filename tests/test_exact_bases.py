@@ -7,9 +7,9 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from dinado.bases.markov import build_markov, transition_table
+from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.errors import ConfigError
-from dinado.models.markov import build_markov, transition_table
-from dinado.models.tiny_gpt2 import build_tiny_gpt2
 from dinado.seeding import generator
 
 

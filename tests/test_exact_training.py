@@ -13,16 +13,16 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from datamodules.prepare import prepare_rollouts
+from datamodules.fill_stores import prepare_rollouts
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.tasks import build_task
-from experiments import loader
-from experiments.run_folder import RunFolder
-from lightning_modules.base import OracleMethod
-from lightning_modules.build import build_method
-from lightning_modules.norm_fit import fit_norm
-from lightning_modules.restore import build_base
-from lightning_modules.session import train
+from engine.restoring import build_base
+from engine.session import train
+from lightning_modules.build_method import build_method
+from lightning_modules.callbacks.norm_fit import fit_norm
+from lightning_modules.rollout_method import OracleMethod
+from workbench.run_folder import RunFolder
+from workbench.settings import loader
 
 SMALL = [
     "task.vocab_size=6",
@@ -97,28 +97,33 @@ def test_the_norm_does_not_shape_the_policy(tmp_path: Path) -> None:
 
 
 CRITIC = (
-    "objective.norm=mean objective.token_ce=0 objective.value_ce=0.3 objective.terminal_ce=1 objective.regulariser=1 "
-    "objective.detach=values objective.consistency=poisson objective.norm_taps=[0,0.5,1] optim.norm_steps=60"
+    "objective.norm.kind=mean objective.oracle.token_ce=0 objective.oracle.value_ce=0.3 objective.oracle.terminal_ce=1 objective.consistency.weight=1 "
+    "objective.consistency.detach=values objective.consistency.divergence=poisson objective.norm.taps=[0,0.5,1] optim.norm_steps=60"
 )
 
 
 @pytest.mark.parametrize("norm_input", ["base", "policy"])
 def test_ratios_learn_from_a_norm_that_was_fitted_first(tmp_path: Path, norm_input: str) -> None:
-    words = ["method=dinado_merge", "parameters=lora", *CRITIC.split(), f"objective.norm_input={norm_input}"]
+    words = ["method=dinado_merge", "parameters=lora", *CRITIC.split(), f"objective.norm.input={norm_input}"]
     metrics = outcome(tmp_path, "exact_gpt2", *words, "optim.lr=1e-2", "targets.root=store")
     assert metrics["val/gap_closed"] > 0.6
 
 
 @pytest.mark.parametrize("method", ["nado", "dinado_soft"])
 def test_the_path_alone_may_drive_the_ratios(tmp_path: Path, method: str) -> None:
-    words = ["objective.regulariser=0", "objective.path=3", "objective.path_loss=poisson", "network.width=32"]
+    words = [
+        "objective.consistency.weight=0",
+        "objective.path.weight=3",
+        "objective.path.loss=poisson",
+        "network.width=32",
+    ]
     metrics = outcome(tmp_path, "exact_world", f"method={method}", *words, "task.rarity=0.5", "optim.lr=1e-2")
     # Without the path and the regulariser these stay below 0.2.
     assert metrics["val/gap_closed"] > 0.6
     assert metrics["train/path_ce"] > 0
 
 
-ALONE = "objective.lookahead=1 objective.token_ce=0 objective.terminal_ce=0 targets.candidates=4 optim.lr=1e-2"
+ALONE = "objective.lookahead.weight=1 objective.oracle.token_ce=0 objective.oracle.terminal_ce=0 objective.lookahead.candidates=4 optim.lr=1e-2"
 
 
 @pytest.mark.parametrize(
@@ -134,7 +139,7 @@ def test_looking_ahead_alone(tmp_path: Path, experiment: str, method: str, param
     """No loss but this one; what the oracle sees in prefixes is most of what there is."""
     words = [f"method={method}", f"parameters={parameters}", *ALONE.split()]
     if method != "dinado_hard":
-        words.append("objective.regulariser=0")
+        words.append("objective.consistency.weight=0")
     metrics = outcome(tmp_path, experiment, *words)
     assert metrics["val/gap_closed"] > 0.45 and metrics["val/success"] > 0.7
     assert 0 < metrics["targets/critic_ce"] < metrics["targets/prompt_ce"] - 0.05

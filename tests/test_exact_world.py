@@ -6,10 +6,10 @@ import math
 import pytest
 import torch
 
+from dinado.bases.markov import build_markov, transition_table
+from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.errors import ConfigError
 from dinado.exact import EnumeratedWorld, MarkovWorld, causal_lm_rows
-from dinado.models.markov import build_markov, transition_table
-from dinado.models.tiny_gpt2 import build_tiny_gpt2
 from dinado.oracles.tokens import token_dfa
 from dinado.seeding import generator
 

@@ -37,8 +37,8 @@ MAY_IMPORT = {
     "dinado.batch": LEAVES,
     "dinado.objectives": ("dinado.objectives",),
     "dinado.oracles": (*LEAVES, "dinado.oracles"),
-    "dinado.models": (*LEAVES, "dinado.objectives", "dinado.oracles", "dinado.models"),
-    "dinado.rollouts": (*LEAVES, "dinado.objectives", "dinado.oracles", "dinado.models", "dinado.rollouts"),
+    "dinado.bases": (*LEAVES, "dinado.objectives", "dinado.oracles", "dinado.bases"),
+    "dinado.rollouts": (*LEAVES, "dinado.objectives", "dinado.oracles", "dinado.bases", "dinado.rollouts"),
     "dinado": ("dinado",),
     "lightning_modules": ("dinado", "lightning_modules", *(f"experiments.{name}" for name in TORCH_FREE)),
     **{f"lightning_modules.{name}": PACKAGES for name in WIRING},
@@ -74,7 +74,7 @@ def imports(path: Path, root: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from dinado import models` imports dinado.models, `from dinado.errors import X` the module alone
+            # `from dinado import models` imports dinado.bases, `from dinado.errors import X` the module alone
             of_package = (root / module.replace(".", "/")).is_dir()
             found |= {f"{module}.{alias.name}" for alias in node.names} if of_package else {module}
     return found
@@ -108,12 +108,20 @@ def test_arrows():
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
-        ("dinado/models/a.py", "from lightning import Trainer", ["dinado.models.a imports lightning"]),
-        ("dinado/models/a.py", "from ..rollouts import store", ["dinado.models.a imports dinado.rollouts.store"]),
-        ("dinado/models/a.py", "from dinado import metrics", ["dinado.models.a imports dinado.metrics"]),
-        ("dinado/rollouts/a.py", "from dinado.models import base_lm\nfrom dinado.errors import StoreError", []),
-        ("dinado/metrics/a.py", "import dinado.rollouts.store", []),
-        ("dinado/metrics/a.py", "import experiments.config", ["dinado.metrics.a imports experiments.config"]),
+        ("dinado/models/a.py", "from lightning import Trainer", ["dinado.bases.a imports lightning"]),
+        (
+            "dinado/models/a.py",
+            "from ..rollouts import store",
+            ["dinado.bases.a imports dinado.rollouts.rollout_store"],
+        ),
+        ("dinado/models/a.py", "from dinado import metrics", ["dinado.bases.a imports dinado.metrics"]),
+        ("dinado/rollouts/a.py", "from dinado.bases import base_lm\nfrom dinado.errors import StoreError", []),
+        ("dinado/metrics/a.py", "import dinado.rollouts.rollout_store", []),
+        (
+            "dinado/metrics/a.py",
+            "import workbench.settings.config",
+            ["dinado.metrics.a imports workbench.settings.config"],
+        ),
         ("dinado/objectives/a.py", "import math, torch\nfrom . import b", []),
         ("dinado/objectives/a.py", "import numpy", ["dinado.objectives.a imports numpy"]),
         (
@@ -124,9 +132,9 @@ def test_arrows():
         ("dinado/oracles/a.py", "import transformers", ["dinado.oracles.a imports transformers"]),
         ("dinado/oracles/a.py", "import lemminflect, torch\nfrom dinado.prompt import Prompt", []),
         ("lightning_modules/a.py", "import datamodules.prompts", ["lightning_modules.a imports datamodules.prompts"]),
-        ("datamodules/tasks/a.py", "from experiments.config import Config\nfrom .. import b", []),
-        ("experiments/cli.py", "def f():\n    import torch", ["experiments.cli imports torch"]),
-        ("experiments/report.py", "import torch\nfrom lightning_modules import base", []),
+        ("datamodules/tasks/a.py", "from workbench.settings.config import Config\nfrom .. import b", []),
+        ("workbench/cli.py", "def f():\n    import torch", ["workbench.cli imports torch"]),
+        ("workbench/report.py", "import torch\nfrom lightning_modules import base", []),
     ],
 )
 def test_checker_sees_violations(tmp_path, file, source, wrong):

@@ -19,7 +19,7 @@ from conftest import ROOT
 from helpers import exact_gpt2_words, load_checkpoint
 
 import train
-from experiments.run_folder import RunFolder, status
+from workbench.run_folder import RunFolder, status
 
 pytestmark = pytest.mark.ddp
 

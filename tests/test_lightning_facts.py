@@ -14,10 +14,10 @@ from datamodule_case import make_data, markov_base, rows_of, words_task
 from helpers import exact_gpt2
 
 from dinado.rollouts.sampler import uniforms
-from lightning_modules.base import OracleMethod
-from lightning_modules.build import build_method
-from lightning_modules.restore import build_base
-from lightning_modules.training import build_trainer, ddp
+from engine.restoring import build_base
+from engine.trainer import build_trainer, ddp
+from lightning_modules.build_method import build_method
+from lightning_modules.rollout_method import OracleMethod
 
 PACKAGES = ("dinado", "datamodules", "lightning_modules", "experiments")
 
@@ -104,7 +104,7 @@ def test_ddp_is_asked_for_nothing_that_hides_a_mistake() -> None:
 def test_lightning_does_not_replace_our_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     config = exact_gpt2(tmp_path, "method=nado")
     kept: dict[str, object] = {}
-    monkeypatch.setattr("lightning_modules.training.L.Trainer", lambda **words: kept.update(words))
+    monkeypatch.setattr("engine.trainer.L.Trainer", lambda **words: kept.update(words))
     folder = SimpleNamespace(path=tmp_path, run_id="x")
     build_trainer(config, folder, 1, [])  # type: ignore[arg-type]
     assert kept["use_distributed_sampler"] is False and kept["num_sanity_val_steps"] == 0

@@ -20,8 +20,8 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 from wandb_files import Page, pages
 
 import train
-from experiments import cli
-from experiments.run_folder import RunFolder
+from workbench import cli
+from workbench.run_folder import RunFolder
 
 WORDS = (
     *("method=nado", "network.width=16", "network.heads=2", "trainer.val_every=3", "trainer.checkpoint_every=2"),
@@ -31,9 +31,9 @@ WORDS = (
 STRUCK = """
 import os, signal, sys, time
 import train
-from experiments import cli
-from lightning_modules.base import OracleMethod
-from lightning_modules.loggers.wandb_page import WRITE_OUT_SECONDS
+from workbench import cli
+from lightning_modules.rollout_method import OracleMethod
+from engine.loggers.wandb_page import WRITE_OUT_SECONDS
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
 say = OracleMethod._log_step
 def struck(method, numbers):

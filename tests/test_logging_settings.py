@@ -16,16 +16,16 @@ from helpers import exact_gpt2_words
 
 import train
 from dinado.errors import ConfigError
-from dinado.evaluation.samples import JudgedSamples
+from dinado.evaluation.judged_samples import JudgedSamples
 from dinado.prompt import Prompt
-from experiments import loader
-from experiments.logging_rules import wandb_mode
-from experiments.naming import FAST_DEV_RUN, LONGEST, names
-from experiments.run_folder import RunFolder, find_run
-from lightning_modules.loggers.code import code_settings, public
-from lightning_modules.loggers.given import Given
-from lightning_modules.loggers.wandb_page import WandbPage
-from lightning_modules.loggers.wandb_samples import END, coloured, rows
+from engine.loggers.code_version import code_settings, public
+from engine.loggers.wandb_ledger import Given
+from engine.loggers.wandb_page import WandbPage
+from engine.loggers.wandb_samples import END, coloured, rows
+from workbench.run_folder import RunFolder, find_run
+from workbench.run_names import FAST_DEV_RUN, LONGEST, names
+from workbench.settings import loader
+from workbench.settings.conditions import wandb_mode
 
 
 def named(*words: str) -> tuple[str, str]:
@@ -125,7 +125,7 @@ def test_an_experiment_file_may_name_artifacts_for_when_wandb_is_on(write: objec
 def test_tensorboard_that_is_not_installed(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
-        "lightning_modules.loggers.build.find_spec", lambda name: None if name == "tensorboard" else find(name)
+        "engine.loggers.build_loggers.find_spec", lambda name: None if name == "tensorboard" else find(name)
     )
     result = command(train, "exact_world", *exact_gpt2_words(tmp_path, "logging.tensorboard=true"))
     line = result.err.splitlines()[-1]

@@ -10,9 +10,9 @@ import torch
 from datamodule_case import make_data
 
 from datamodules.tasks import Task
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
-from dinado.models.prefix_value import PrefixCritic
+from dinado.control.prefix_critic import PrefixCritic
 
 FLOOR = 0.25
 

@@ -10,12 +10,12 @@ import pytest
 import torch
 from store_case import Contains, make_spec
 
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.errors import OracleError, StoreError
-from dinado.models.base_lm import BaseLM
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
-from dinado.rollouts.store import RolloutStore
+from dinado.rollouts.rollout_store import RolloutStore
 
 K = 3
 

@@ -15,17 +15,17 @@ from commands import process
 from conftest import ROOT
 from helpers import exact_gpt2_words
 
-from experiments.run_folder import status
+from workbench.run_folder import status
 
 NORM_FIRST = [
     "method=dinado_merge",
-    "objective.norm=mean",
-    "objective.token_ce=0",
-    "objective.value_ce=0.3",
-    "objective.terminal_ce=1",
-    "objective.regulariser=1",
-    "objective.detach=values",
-    "objective.consistency=poisson",
+    "objective.norm.kind=mean",
+    "objective.oracle.token_ce=0",
+    "objective.oracle.value_ce=0.3",
+    "objective.oracle.terminal_ce=1",
+    "objective.consistency.weight=1",
+    "objective.consistency.detach=values",
+    "objective.consistency.divergence=poisson",
     "optim.norm_lr=0.01",
 ]
 

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from datamodules.tasks.configured_oracle import configured_oracle
 from dinado.errors import OracleError
 from dinado.oracles import (
     LengthOracle,
@@ -18,11 +19,11 @@ from dinado.oracles import (
     Oracle,
     RegexOracle,
     TokenOracle,
-    build_oracle,
     load_oracle,
     token_dfa,
 )
 from dinado.prompt import Prompt
+from workbench.settings.oracles import OracleConfig
 
 REPOSITORY = Path(__file__).parent.parent
 PROMPTS = [Prompt(f"p{i}", f"request {i}") for i in range(2)]
@@ -160,7 +161,7 @@ def test_fingerprints_follow_the_users_file(user_folder: Path, name: str) -> Non
 def test_users_oracles_load_score_and_pickle(
     user_folder: Path, name: str, texts: list[str], expected: list[float]
 ) -> None:
-    oracle = build_oracle("user", None, function=name)
+    oracle = configured_oracle(OracleConfig(name="user", function=name), None)
     assert scores_of(oracle, texts) == expected
     again = pickle.loads(pickle.dumps(oracle))
     assert scores_of(again, texts) == expected and again.fingerprint == oracle.fingerprint

@@ -11,16 +11,17 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from datamodules.tasks.configured_oracle import configured_oracle
 from dinado.errors import OracleError
 from dinado.oracles import (
     LengthOracle,
     LexicalOracle,
     Oracle,
     RegexOracle,
-    build_oracle,
 )
 from dinado.oracles.inflection import forms
 from dinado.prompt import Prompt
+from workbench.settings.oracles import OracleConfig
 
 PROMPTS = [Prompt(f"p{i}", f"request {i}") for i in range(4)]
 TEXTS = ["red", "green\nish", "blue", "culprit"]
@@ -218,6 +219,10 @@ def test_length() -> None:
         LengthOracle()
     with pytest.raises(OracleError, match=r"oracle\.max_words=2 is less than oracle\.min_words=3"):
         LengthOracle(3, 2)
+
+
+def build_oracle(name: str, task_oracle: Oracle | None, **settings: object) -> Oracle:
+    return configured_oracle(OracleConfig(name=name, **settings), task_oracle)  # type: ignore[arg-type]
 
 
 def test_build_oracle() -> None:

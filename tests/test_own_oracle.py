@@ -16,8 +16,8 @@ from helpers import tiny_llama
 
 import generate
 import train
-from dinado.models.markov import build_word_tokenizer
-from experiments.run_folder import status
+from dinado.bases.markov import build_word_tokenizer
+from workbench.run_folder import status
 
 ORACLES = """
 import os

@@ -15,7 +15,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.case import Size, build, loss_of, make_batch, with_recorded
 from benchmarks.plain import plain_loss
 from dinado.batch import RolloutBatch
-from lightning_modules.base import OracleMethod
+from lightning_modules.rollout_method import OracleMethod
 
 SIZE = Size(vocabulary=53, layers=2, width=64, prompt=7, shortest=1, longest=6, prompts=3, per_prompt=2)
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from dinado.models.prefix_value import PrefixCritic, others_success
+from dinado.control.prefix_critic import PrefixCritic, others_success
 
 BUDGET, SIZE, EOS = 8, 4, 0
 

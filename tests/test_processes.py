@@ -20,25 +20,26 @@ from conftest import ROOT
 from helpers import exact_gpt2, exact_gpt2_words, tiny_llama
 from torch.nn.parallel import DistributedDataParallel
 
+from dinado.bases.markov import build_word_tokenizer
 from dinado.errors import ConfigError
-from dinado.models.markov import build_word_tokenizer
-from experiments.place import check_place, is_launched, place
-from experiments.run_folder import status
-from lightning_modules.build import build_method
-from lightning_modules.restore import build_base
+from dinado.ranks import is_launched, rank_and_size
+from engine.restoring import build_base
+from lightning_modules.build_method import build_method
+from workbench.launching import check_place
+from workbench.run_folder import status
 
 pytestmark = pytest.mark.ddp
 
 SCRIPT = """
 import sys, time
 from dinado.errors import DataError
-from experiments import cli
-from experiments.place import place
-from experiments.processes import processes
+from workbench import cli
+from dinado.ranks import rank_and_size
+from workbench.processes import processes
 
 def main(arguments):
     with processes(2):
-        rank, size = place()
+        rank, size = rank_and_size()
         assert size == 2
         open(f"{sys.argv[1]}/{rank}", "w").close()
         what = sys.argv[2 + rank]
@@ -118,7 +119,7 @@ def test_nobody_outlives_the_first_process(script: Path) -> None:
 def test_the_first_process_waits_for_the_others_and_leaves_no_trace(script: Path) -> None:
     _, err = (running := start(script, "end", "end")).communicate(timeout=60)
     assert (running.returncode, err) == (0, "")
-    assert not is_launched() and place() == (0, 1)
+    assert not is_launched() and rank_and_size() == (0, 1)
 
 
 # Who started what
@@ -140,7 +141,7 @@ def test_a_process_knows_its_place(
 ) -> None:
     for name, value in variables.items():
         monkeypatch.setenv(name, value)
-    assert place() == expected
+    assert rank_and_size() == expected
     assert is_launched() == (expected[1] > 1)
 
 
@@ -201,7 +202,7 @@ SHAPES = {
 SETTINGS = (
     "task.name=jsonl data.train_prompts=0 data.val_prompts=3 rollouts.max_new_tokens=6 rollouts.per_prompt=8 "
     "rollouts.truncated=score rollouts.block_size=1 oracle.name=regex oracle.pattern=2 method=dinado_merge "
-    "objective.lookahead=0 targets.positives_share=0.25 optim.batch_size=16 optim.steps=20 optim.norm_steps=0 "
+    "objective.lookahead.weight=0 targets.positives_share=0.25 optim.batch_size=16 optim.steps=20 optim.norm_steps=0 "
     "eval.samples_per_prompt=4 trainer.accelerator=cpu trainer.progress=false trainer.log_every=1 trainer.val_every=10"
 )
 

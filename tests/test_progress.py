@@ -12,7 +12,7 @@ from dinado.errors import OracleError
 from dinado.oracles import LengthOracle, LexicalOracle, Oracle, RegexOracle
 from dinado.oracles.tokens import TokenOracle, token_dfa
 from dinado.prompt import Prompt
-from dinado.rollouts.lookahead import Lookahead, look_ahead
+from dinado.rollouts.continuations import Lookahead, look_ahead
 
 PROMPT = Prompt("p", "")
 

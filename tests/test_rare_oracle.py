@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks import rare_oracle
 from benchmarks.rare_oracle import ONE_SHOT, ROUNDS, SCHEMES, headline, table
-from experiments import loader
+from workbench.settings import loader
 
 
 def run(scheme: str, seed: int, success: list[float], tokens: float = 100.0) -> dict:

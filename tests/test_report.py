@@ -19,20 +19,20 @@ from report_case import make_run
 
 import compare as script
 from dinado.errors import CheckpointError, ConfigError, DataError
-from experiments import cli
-from experiments.report.agreement import check
-from experiments.report.comparison import compare, read_all
-from experiments.report.curves import panels, series, thin
-from experiments.report.groups import group, short_keys
-from experiments.report.palette import look
-from experiments.report.runs import Run, find_runs, read_run
-from experiments.report.samples import END, side_by_side
-from experiments.report.statistics import holm, paired, summarise, unpaired
+from workbench import cli
+from workbench.report.agreement import check
+from workbench.report.comparison import compare, read_all
+from workbench.report.curves import panels, series, thin
+from workbench.report.groups import group, short_keys
+from workbench.report.palette import look
+from workbench.report.run_reader import Run, find_runs, read_run
+from workbench.report.sample_pairs import END, side_by_side
+from workbench.report.statistics import holm, paired, summarise, unpaired
 
 
 def run_with(seed: int = 0, **settings: str) -> Run:
     """A run with default settings but these, in memory; ``a__b`` is the key ``a.b``."""
-    from experiments.report.runs import default_settings
+    from workbench.report.run_reader import default_settings
 
     changed = {key.replace("__", "."): value for key, value in settings.items()}
     return Run(
@@ -212,7 +212,7 @@ def test_an_older_run_has_the_defaults_of_settings_it_does_not_know(tmp_path: Pa
     text = (run / "config.yaml").read_text()
     (run / "config.yaml").write_text("".join(line for line in text.splitlines(True) if "overflow" not in line))
     settings = read_run(run).settings
-    assert settings["objective.overflow"] == "1.0" and settings["optim.betas"] == "[0.9, 0.95]"
+    assert settings["objective.oracle.overflow"] == "1.0" and settings["optim.betas"] == "[0.9, 0.95]"
     whole = read_run(make_run(tmp_path, "new")).settings
     assert settings == whole, "and defaults are written as runs write them"
 
@@ -341,7 +341,7 @@ def test_mistakes(command, runs: Path, words: list[str], says: str) -> None:
 
 
 def test_it_starts_without_torch() -> None:
-    imports = "import sys, compare; from experiments.report import comparison, watch, page, figures, output"
+    imports = "import sys, compare; from workbench.report import comparison, watch, page, figures, output"
     code = f"{imports}; print([name for name in ('torch', 'transformers', 'lightning') if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

@@ -14,10 +14,10 @@ import pytest
 from report_case import make_run
 
 from benchmarks.browser import ALL_DRAWN, browser, installed, until
-from experiments.report.comparison import Comparison, compare, read_all
-from experiments.report.output import write_page
-from experiments.report.page import render
-from experiments.report.runs import find_runs
+from workbench.report.comparison import Comparison, compare, read_all
+from workbench.report.output import write_page
+from workbench.report.page import render
+from workbench.report.run_reader import find_runs
 
 BROWSER = pytest.mark.skipif(installed() is None, reason="needs chromium and chromedriver")
 EVIL = "</script><script>window.evil = 1</script><img src=x onerror='window.evil=2'> & \"quotes\""

@@ -16,10 +16,11 @@ from helpers import exact_gpt2_words, load_checkpoint
 
 import train
 from dinado.errors import CheckpointError, ConfigError
-from experiments import loader
-from experiments.place import check_place, local_rank
-from experiments.run_folder import RunFolder, choose_run_id, status
-from lightning_modules.callbacks import GracefulStop
+from dinado.ranks import local_rank
+from lightning_modules.callbacks.graceful_stop import GracefulStop
+from workbench.launching import check_place
+from workbench.run_folder import RunFolder, choose_run_id, status
+from workbench.settings import loader
 
 Command = Callable[..., Result]
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.tasks import Task
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.errors import CheckpointError
-from dinado.models.base_lm import BaseLM
 
 
 class Recorder(LightningModule):

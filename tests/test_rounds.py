@@ -10,22 +10,22 @@ import numpy as np
 import pytest
 import torch
 from commands import process
+from dinado.parameters.scores import adapters
 from helpers import exact_gpt2_words, load_checkpoint
 from test_checkpoints import METHODS as METHOD_WORDS
 from test_checkpoints import Crash, status, train, weights
 
 from datamodules.rollout_datamodule import RolloutDataModule
 from dinado.errors import CheckpointError, StoreError
-from dinado.models.scores import adapters
 from dinado.rollouts import density
-from dinado.rollouts.rounds import missing_densities, read_rounds
-from dinado.rollouts.store import RolloutStore
-from experiments import loader
-from experiments.run_folder import RunFolder
-from lightning_modules import session
-from lightning_modules.callbacks import GracefulStop
-from lightning_modules.restore import build_base, build_world
-from lightning_modules.rounds import Rounds, weights_fingerprint
+from dinado.rollouts.drawn import missing_densities, read_rounds
+from dinado.rollouts.rollout_store import RolloutStore
+from engine import session
+from engine.restoring import build_base, build_world
+from engine.rounds import Rounds, weights_fingerprint
+from lightning_modules.callbacks.graceful_stop import GracefulStop
+from workbench.run_folder import RunFolder
+from workbench.settings import loader
 
 ROUNDS = ("rollouts.rounds=3", "targets.weights=balance", "optim.lr=3e-2")
 METHODS = ("nado", "merge")
@@ -83,8 +83,8 @@ def test_every_round_is_drawn_from_base_and_model(finished: tuple[str, RunFolder
 
 def test_densities_are_those_of_the_models(finished: tuple[str, RunFolder]) -> None:
     """Every stored number, against the model that the round was drawn from, put back and asked again."""
-    from lightning_modules.build import build_method
-    from lightning_modules.rounds import _load_model
+    from engine.rounds import _load_model
+    from lightning_modules.build_method import build_method
 
     _, run = finished
     models = models_of(run)
@@ -134,9 +134,9 @@ def test_a_killed_run_goes_on_in_its_round(finished: tuple[str, RunFolder], mome
         if moment == "in a round":
             crash_in_step(5, patch)
         elif moment == "while sampling":
-            patch.setattr("datamodules.prepare.collect", crashing(after=4))
+            patch.setattr("datamodules.fill_stores.collect", crashing(after=4))
         else:
-            patch.setattr("lightning_modules.rounds.fill_densities", crashing(after=1))
+            patch.setattr("engine.rounds.fill_densities", crashing(after=1))
         with pytest.raises(Crash):
             train(tmp_path, name, run_id, *words)
     run = RunFolder(tmp_path / "runs" / "exact_world" / run_id)
@@ -154,7 +154,7 @@ def test_a_killed_run_goes_on_in_its_round(finished: tuple[str, RunFolder], mome
 
 
 def test_ctrl_c_while_a_round_is_drawn_stops_there(finished: tuple[str, RunFolder], tmp_path: Path) -> None:
-    from datamodules import prepare
+    from datamodules import fill_stores as prepare
 
     name, straight = finished
     original, rounds = prepare.collect, []
@@ -204,7 +204,7 @@ def crash_in_step(step: int, patch: pytest.MonkeyPatch) -> None:
 
 def crashing(after: int) -> Any:
     """The real thing a few times, then as good as a kill."""
-    from datamodules import prepare
+    from datamodules import fill_stores as prepare
 
     original = {"collect": prepare.collect, "fill_densities": density.fill_densities}
     calls = []
@@ -301,7 +301,13 @@ def test_rounds_close_more_of_the_gap(tmp_path: Path) -> None:
     """A rare oracle: as many rollouts and steps, an outcome that one shot is far from."""
     words = ("task.name=exact_world", "task.vocab_size=8", "task.length=8", "task.required=[2,3]", "task.rarity=-1")
     words = (*words, "rollouts.max_new_tokens=8", "rollouts.per_prompt=2000", "optim.steps=300", "optim.lr=1e-2")
-    words = (*words, "optim.batch_size=64", "optim.rows_per_prompt=64", "objective.token_ce=0", "network.width=32")
+    words = (
+        *words,
+        "optim.batch_size=64",
+        "optim.rows_per_prompt=64",
+        "objective.oracle.token_ce=0",
+        "network.width=32",
+    )
     once = train(tmp_path, "nado", "once", *words)[0].metrics
     rounds = train(
         tmp_path, "nado", "rounds", *words, "rollouts.rounds=6", "targets.weights=balance", "rollouts.base_share=0.1"
@@ -360,7 +366,7 @@ def test_too_few_accepted_rollouts_are_said(tmp_path: Path, capsys: pytest.Captu
 @pytest.mark.parametrize("name", METHODS)
 def test_rounds_with_states_on_disk_and_looking_ahead(tmp_path: Path, name: str) -> None:
     """What else is made from rollouts is made for those of later rounds too; states on disk change no number."""
-    words = (*ROUNDS, "objective.lookahead=1", "targets.candidates=4")
+    words = (*ROUNDS, "objective.lookahead.weight=1", "objective.lookahead.candidates=4")
     plain, kept = (train(tmp_path, name, kind, *words, f"data.states={kind}")[0].metrics for kind in ("off", "float32"))
     assert len(list((tmp_path / "cache").rglob("states-*/prompts-*.arrow"))) == 5, "of every store"
     assert len(list((tmp_path / "cache").rglob("lookahead-*/block-*.arrow"))) >= 5

@@ -16,9 +16,9 @@ from pathlib import Path
 import pytest
 
 from dinado.errors import CheckpointError, ConfigError, Stopped
-from experiments import loader
-from experiments.place import is_writer
-from experiments.run_folder import RunFolder, choose_run_id, find_run, status
+from dinado.ranks import is_writer
+from workbench.run_folder import RunFolder, choose_run_id, find_run, status
+from workbench.settings import loader
 
 
 @pytest.fixture
@@ -64,7 +64,7 @@ def test_jobs_give_stable_ids(monkeypatch, variable):
 
 def test_torchrun_without_rendezvous_id_is_told_apart_by_its_process(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    code = "from experiments.run_folder import choose_run_id; print(choose_run_id())"
+    code = "from workbench.run_folder import choose_run_id; print(choose_run_id())"
     launcher = f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {code!r}])"
     root = str(loader.EXPERIMENTS.parent)
     launches = [
@@ -168,7 +168,7 @@ def test_a_run_may_say_itself_how_it_ended(create):
 def start_and_wait(folder: RunFolder) -> subprocess.Popen:
     """Another process that has entered the run."""
     code = (
-        "import sys, time; from experiments.run_folder import RunFolder\n"
+        "import sys, time; from workbench.run_folder import RunFolder\n"
         "with RunFolder(sys.argv[1]): print('in', flush=True); time.sleep(60)"
     )
     process = subprocess.Popen(

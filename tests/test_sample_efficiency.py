@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks import sample_efficiency
 from benchmarks.sample_efficiency import METHODS, ONE_SHOT, ROUNDS, Results, all_cases, geometric, quick_cases
-from experiments import loader
+from workbench.settings import loader
 
 
 def test_every_run_is_a_valid_command() -> None:

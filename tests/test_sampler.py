@@ -9,10 +9,10 @@ import pytest
 import torch
 from scipy import stats
 
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov
+from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov
-from dinado.models.tiny_gpt2 import build_tiny_gpt2
 from dinado.prompt import Prompt
 from dinado.rollouts import sampler
 from dinado.rollouts.proposal import Proposal

@@ -14,10 +14,10 @@ import torch
 from commands import Result, process
 from helpers import tiny_llama
 
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov, build_word_tokenizer
+from dinado.bases.sharding import shard_base
 from dinado.errors import UserError
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov, build_word_tokenizer
-from dinado.models.sharding import shard_base
 
 pytestmark = pytest.mark.ddp
 

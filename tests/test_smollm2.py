@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from dinado.bases import smollm2
+from dinado.bases.catalogue import resolve_base
+from dinado.bases.smollm2 import NAME, WHEEL_VARIABLE, WheelSource, is_complete, smollm2_folder
 from dinado.errors import DataError
-from dinado.models import smollm2
-from dinado.models.catalogue import resolve_base
-from dinado.models.smollm2 import NAME, WHEEL_VARIABLE, WheelSource, is_complete, smollm2_folder
 
 PACKED = b"packed weights"
 
@@ -175,7 +175,7 @@ def test_names(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_names_need_no_transformers() -> None:
-    code = "import sys, dinado.models.catalogue; sys.exit('transformers' in sys.modules)"
+    code = "import sys, dinado.bases.catalogue; sys.exit('transformers' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

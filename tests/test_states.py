@@ -9,23 +9,23 @@ from pathlib import Path
 import pytest
 import torch
 from datamodule_case import make_config, words_task
+from dinado.parameters.scores import Needs, PolicyScores
+from dinado.parameters.trainable import build_lora
 from helpers import base_lm, random_network
 from torch import Tensor
 
-from datamodules import states as states_module
-from datamodules.prepare import prepare_rollouts, prepare_states
+from datamodules import state_choice as states_module
+from datamodules.fill_stores import prepare_rollouts, prepare_states
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.states import state_store, states_while_sampling
-from datamodules.stores import train_store
+from datamodules.run_stores import train_store
+from datamodules.state_choice import state_store, states_while_sampling
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.errors import ConfigError, StoreError
-from dinado.models.base_lm import BaseLM
-from dinado.models.scores import Needs, PolicyScores
-from dinado.models.trainable import build_lora
 from dinado.objectives.vocabulary import VocabularyStatistics
-from dinado.rollouts.states import record_states
-from experiments.config import Config
-from experiments.derived import depths_read
+from dinado.rollouts.state_store import record_states
+from workbench.settings.config import Config
+from workbench.settings.derived import depths_read
 
 NEEDS = Needs(maximum=True, taps=(0.5,))
 
@@ -80,7 +80,7 @@ def test_a_network_reads_them_instead_of_running_the_base(
 def test_a_policy_reads_the_frozen_base_from_them(tmp_path: Path) -> None:
     base = base_lm("llama", vocab_size=6)
     config = settings(tmp_path, "float32", method="dinado_merge", parameters="lora")
-    config.objective.norm_taps = [0.5]
+    config.objective.norm.taps = [0.5]
     data = served(config, base)
     scores: PolicyScores = build_lora(base, r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_recorded_once_and_again_where_damaged(tmp_path: Path, monkeypatch: pyte
     with pytest.raises(StoreError, match="start the run again"):
         store.read()
     recorded: list[int] = []
-    monkeypatch.setattr("datamodules.prepare.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
+    monkeypatch.setattr("datamodules.fill_stores.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
     prepare_states(config, base, task)
     assert len(recorded) == 2
     assert store.read().response(0).dtype == torch.bfloat16
@@ -124,7 +124,7 @@ def test_kept_on_the_way_as_in_a_pass_of_their_own(tmp_path: Path, name: str, mo
     base, task = base_lm(name, vocab_size=6), words_task()
     config = settings(tmp_path, "float32", rollouts__max_new_tokens=5)
     with monkeypatch.context() as forbidden:
-        forbidden.setattr("datamodules.prepare.record_states", None)
+        forbidden.setattr("datamodules.fill_stores.record_states", None)
         served(config, base)
     store = state_store(config, base, train_store(config, base, task))
     assert store is not None
@@ -148,7 +148,9 @@ def test_killed_between_states_and_texts(tmp_path: Path, monkeypatch: pytest.Mon
     config.data.cache = str(tmp_path / "killed")
     killed = train_store(config, base, task)
     with monkeypatch.context() as patched:
-        patched.setattr("dinado.rollouts.store.RolloutStore.write_texts", lambda *_: (_ for _ in ()).throw(OSError))
+        patched.setattr(
+            "dinado.rollouts.rollout_store.RolloutStore.write_texts", lambda *_: (_ for _ in ()).throw(OSError)
+        )
         with pytest.raises(OSError):
             prepare_rollouts(config, base, task)
     assert list(killed.texts_folder.glob("states-*/*.arrow")) and not killed.has_texts(0)
@@ -166,7 +168,7 @@ def test_a_limit_that_may_be_passed_is_left_to_the_texts(tmp_path: Path, monkeyp
     config.data.states_limit_gb = (first.most_bytes(base) - 1) / 1e9
     assert states_while_sampling(config, base, store) is None
     recorded: list[int] = []
-    monkeypatch.setattr("datamodules.prepare.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
+    monkeypatch.setattr("datamodules.fill_stores.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
     served(config, base)
     assert recorded == list(range(store.spec.num_blocks))
 
@@ -188,8 +190,8 @@ def test_two_processes_share_the_work(tmp_path: Path, monkeypatch: pytest.Monkey
     prepare_rollouts(config, base, task)
     config.data.states = "float32"
     recorded: list[int] = []
-    monkeypatch.setattr("datamodules.prepare.record_states", lambda *a: recorded.append(a[2]))
-    monkeypatch.setattr("dinado.rollouts.states.StateStore.wait", lambda self: None)
+    monkeypatch.setattr("datamodules.fill_stores.record_states", lambda *a: recorded.append(a[2]))
+    monkeypatch.setattr("dinado.rollouts.state_store.StateStore.wait", lambda self: None)
     monkeypatch.setenv("WORLD_SIZE", "2")
     for rank in ("0", "1"):
         monkeypatch.setenv("RANK", rank)

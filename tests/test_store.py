@@ -15,17 +15,17 @@ import numpy as np
 import pytest
 from store_case import PROMPTS, Contains, content, make_spec, make_store, rows
 
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov
 from dinado.errors import DataError, StoreError
-from dinado.evaluation.samples import sample_and_judge
-from dinado.models.base_lm import BaseLM
-from dinado.models.markov import build_markov
+from dinado.evaluation.judged_samples import sample_and_judge
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts import collect as collecting
 from dinado.rollouts.collect import Progress, collect, progress_bar
 from dinado.rollouts.proposal import Proposal
-from dinado.rollouts.store import RolloutStore
-from dinado.rollouts.table import store_summary
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.rollout_table import store_summary
 
 
 def test_what_was_written_is_read(cache: Path, base: BaseLM) -> None:

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from store_case import PROMPTS, Contains, FailsOn, content, make_store, rows
 
+from dinado.bases.causal import BaseLM
 from dinado.errors import OracleError, StoreError
-from dinado.models.base_lm import BaseLM
 from dinado.prompt import Prompt
 from dinado.rollouts import collect as collecting
 from dinado.rollouts.collect import collect

@@ -19,13 +19,13 @@ from conftest import ROOT
 from rich.console import Console
 from sweep_case import SWEEP, Sweep, alive, interrupt
 
-from experiments.run_folder import RunFolder, status
-from experiments.sweeping import ranking
-from experiments.sweeping.definition import read
-from experiments.sweeping.folder import FAILED, FINISHED, STOPPED_EARLY, Outcome, SweepFolder
-from experiments.sweeping.study import Bayes
-from experiments.sweeping.trials import Maker, Trial
-from experiments.sweeping.view import Progress, View
+from workbench.run_folder import RunFolder, status
+from workbench.sweeping import ranking
+from workbench.sweeping.definition import read
+from workbench.sweeping.study import Bayes
+from workbench.sweeping.sweep_folder import FAILED, FINISHED, STOPPED_EARLY, Outcome, SweepFolder
+from workbench.sweeping.trials import Maker, Trial
+from workbench.sweeping.view import Progress, View
 
 
 @pytest.fixture

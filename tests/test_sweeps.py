@@ -14,10 +14,11 @@ from conftest import ROOT
 
 import sweep as script
 from dinado.errors import ConfigError
-from experiments import cli, loader
-from experiments.sweeping import definition
-from experiments.sweeping.space import DISTRIBUTIONS, parameters
-from experiments.sweeping.trials import Maker, check_ends, trials
+from workbench import cli
+from workbench.settings import loader
+from workbench.sweeping import definition
+from workbench.sweeping.space import DISTRIBUTIONS, parameters
+from workbench.sweeping.trials import Maker, check_ends, trials
 
 SHIPPED = sorted(path.stem for path in definition.SWEEPS.glob("*.yaml"))
 HEAD = """
@@ -165,9 +166,9 @@ WRONG = {
         "method=grid takes value, values, int_uniform or q_uniform",
     ),
     "refused combination": (
-        "  method: {values: [nado, dinado_hard]}\n  objective.regulariser: {values: [0.5]}",
-        "objective.regulariser=0.5: ignored, dinado_hard is forward-consistent by construction "
-        "(trial method=dinado_hard objective.regulariser=0.5)",
+        "  method: {values: [nado, dinado_hard]}\n  objective.consistency.weight: {values: [0.5]}",
+        "objective.consistency.weight=0.5: ignored, dinado_hard is forward-consistent by construction "
+        "(trial method=dinado_hard objective.consistency.weight=0.5)",
     ),
     "out of range": ("  optim.lr: {values: [1, -1]}", "optim.lr=-1.0: must be above 0"),
     "no values": ("  optim.lr: {values: []}", "optim.lr: values=[]: give a list of one value or more"),

@@ -10,9 +10,9 @@ import pytest
 import yaml
 from commands import process
 
-from experiments.sweeping import definition
-from experiments.sweeping.hyperband import Hyperband
-from experiments.sweeping.trials import Maker
+from workbench.sweeping import definition
+from workbench.sweeping.hyperband import Hyperband
+from workbench.sweeping.trials import Maker
 
 SHIPPED = sorted(path.stem for path in definition.SWEEPS.glob("*.yaml"))
 

@@ -14,7 +14,7 @@ import torch
 from datamodules.tasks import Task, build_task
 from dinado.errors import DataError, OracleError
 from dinado.prompt import Prompt
-from experiments.config import Config
+from workbench.settings.config import Config
 
 
 def write(path: Path, rows: list[dict] | str) -> Path:

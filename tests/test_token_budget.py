@@ -11,11 +11,11 @@ from datamodule_case import expected_rows, make_data, rows_of, steps
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from datamodules.plans import BatchPlan, Budget, micro_batches, split_step
+from datamodules.batch_plan import BatchPlan, Budget, micro_batches, split_step
 from datamodules.tasks import Task
+from dinado.bases.causal import BaseLM
 from dinado.errors import DataError
-from dinado.models.base_lm import BaseLM
-from experiments.config import OptimConfig
+from workbench.settings.config import OptimConfig
 
 TOKENS = 60
 """Responses have 1 to 6 tokens."""

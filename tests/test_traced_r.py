@@ -10,7 +10,7 @@ from commands import Command
 from helpers import exact_gpt2_words
 
 import train
-from dinado.evaluation.samples import pieces
+from dinado.evaluation.judged_samples import pieces
 
 
 class Characters:

@@ -21,8 +21,8 @@ from helpers import plain_log_probs
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
+from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.exact import EnumeratedWorld
-from dinado.models.tiny_gpt2 import build_tiny_gpt2
 from dinado.objectives.losses import LossWeights, oracle_loss
 from dinado.objectives.reduction import Head
 from dinado.objectives.values import TokenValues, hard_values, nado_values, soft_values

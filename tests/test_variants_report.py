@@ -8,7 +8,7 @@ import pytest
 from report_case import make_run
 
 from benchmarks import variants_report as report
-from experiments.report.runs import Run
+from workbench.report.run_reader import Run
 
 
 def run(method: str, seed: int, rollouts: int, kl: float, terms: list[float]) -> Run:

@@ -21,9 +21,9 @@ from helpers import exact_gpt2_words
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_files import Page, pages, texts
 
-from experiments import loader
-from experiments.naming import names
-from experiments.run_folder import RunFolder
+from workbench.run_folder import RunFolder
+from workbench.run_names import names
+from workbench.settings import loader
 
 SECRETS = {
     "WANDB_API_KEY": "0123456789abcdef0123456789abcdefsecret01",

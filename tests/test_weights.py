@@ -14,10 +14,10 @@ from helpers import plain_log_probs, prompt_tokens
 from scipy import stats
 from torch import Tensor
 
-from datamodules.budgets import needed_counts
+from datamodules.round_budgets import needed_counts
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.metrics.intervals import weighted_proportion_interval
-from dinado.models.base_lm import BaseLM
 from dinado.objectives.pareto import fit_tail, pareto_smoothed
 from dinado.objectives.weights import (
     clipped,
@@ -31,10 +31,10 @@ from dinado.oracles.tokens import token_dfa
 from dinado.prompt import Prompt
 from dinado.rollouts.density import proposal_log_density
 from dinado.rollouts.proposal import Proposal
-from experiments import loader
-from lightning_modules.base import OracleMethod
-from lightning_modules.build import build_method
-from lightning_modules.restore import build_base
+from engine.restoring import build_base
+from lightning_modules.build_method import build_method
+from lightning_modules.rollout_method import OracleMethod
+from workbench.settings import loader
 
 VOCAB, LENGTH = 4, 4
 START = Prompt("0", "")

@@ -7,22 +7,20 @@ The request asks for something short; the oracle insists: at most fifteen words,
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from datamodules.tasks.jsonl import identity, read_rows, text_of
 from datamodules.tasks.task import TaskSource
 from dinado.oracles import LengthOracle, LexicalOracle
 from dinado.prompt import Prompt
-
-if TYPE_CHECKING:
-    from experiments.config import Config
+from workbench.settings.data_settings import DataConfig
+from workbench.settings.tasks import TaskConfig
 
 DATA = Path(__file__).parent / "data"
 REQUEST = 'Write one short sentence about the word "{word}".'
 MAX_WORDS = 15
 
 
-def source(config: Config) -> TaskSource:
+def source(task: TaskConfig, data: DataConfig) -> TaskSource:
     """Every noun of the demo; the task has no settings of its own."""
     oracle = LengthOracle(max_words=MAX_WORDS) & LexicalOracle()
     return TaskSource(_prompts("train"), _prompts("val"), oracle=oracle, identity=identity)

@@ -12,31 +12,29 @@ import os
 import re
 from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.tasks.jsonl import read_rows, texts_of
 from datamodules.tasks.task import TaskSource
 from dinado.errors import DataError
 from dinado.oracles import LexicalOracle
 from dinado.prompt import Prompt
-
-if TYPE_CHECKING:
-    from experiments.config import Config, TaskConfig
+from workbench.settings.data_settings import DataConfig
+from workbench.settings.tasks import TaskConfig
 
 ROOT_VARIABLE = "DINADO_DATA"
 HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 Rows = Iterable[tuple[str, dict[str, Any]]]
 
 
-def source(config: Config) -> TaskSource:
+def source(task: TaskConfig, data: DataConfig) -> TaskSource:
     """Concept sets as requests; the dev sets are held out; the oracle asks for every concept in any inflection."""
-    task = config.task
     if "{words}" not in task.template:
         raise DataError("task.template has no {words}; put it where the concepts belong")
     if task.path and not Path(task.path).exists() and HUB_NAME.fullmatch(task.path):
         train, val = _hub_rows(task.path, "train"), _hub_rows(task.path, "validation")
     else:
-        folder = Path(task.path) if task.path else _data_root(config.data.root) / "commongen"
+        folder = Path(task.path) if task.path else _data_root(data.root) / "commongen"
         train, val = read_rows(folder / "train.jsonl"), read_rows(folder / "dev.jsonl")
     return TaskSource(_prompts(train, task), _prompts(val, task), oracle=LexicalOracle(), identity=identity)
 

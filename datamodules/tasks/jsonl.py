@@ -9,19 +9,18 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from datamodules.tasks.task import TaskSource
 from dinado.errors import DataError
 from dinado.prompt import Prompt
+from workbench.settings.data_settings import DataConfig
+from workbench.settings.tasks import TaskConfig
 
-if TYPE_CHECKING:
-    from experiments.config import Config, TaskConfig
 
-
-def source(config: Config) -> TaskSource:
+def source(task: TaskConfig, data: DataConfig) -> TaskSource:
     """Prompts of ``task.path``, held-out ones from ``task.val_path`` or else from the end of ``task.path``."""
-    task, held_out = config.task, config.data.val_prompts
+    held_out = data.val_prompts
     if task.path is None:
         raise DataError("task jsonl needs a file of prompts; set task.path")
     prompts = _prompts(Path(task.path), task, "train")

@@ -1,4 +1,4 @@
-"""What a task is, and what each task's own file hands to :func:`datamodules.tasks.build.build_task`."""
+"""What a task is, and what each task's own file hands to :func:`datamodules.tasks.build_task.build_task`."""
 
 from __future__ import annotations
 

@@ -8,8 +8,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dinado.bases.markov import MarkovForCausalLM
 from dinado.exact.world import CHUNK, ExactWorld, KlEstimate, Layer, LogProbFn, token_kl
-from dinado.models.markov import MarkovForCausalLM
 from dinado.oracles.tokens import EOS, TokenDFA
 
 

@@ -1,22 +1,21 @@
-"""The oracle loss: cross entropies against the oracle's verdict, and forward consistency.
+"""Terms of the oracle losses: cross entropies against the oracle's verdict, and forward consistency.
 
 With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) before it:
 
 * token cross entropy  sum_i BCE(R_i, C)           (NADO, Meng et al. 2022)
 * value cross entropy  sum_i BCE(V_i, C): with the mean norm V_i = beta_i, and the norm alone learns from it
 * terminal cross entropy  BCE(R_T, C)              (DiNADO, Lu et al. 2024)
-* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1}), or the generalised KL divergence of Poisson means
 * overflow  relu(log R)^2, for parameterisations that do not bound R by 1
-* path  the cross entropies and the overflow again, of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm
-  can explain the oracle alone; here the ratios, which are what decodes, have to (our addition, docs/methods.md).
-* lookahead  the divergence of q from p times the value of every likely continuation, see dinado/objectives/lookahead.py
+* path  the same of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm can explain the oracle alone; here
+  the ratios, which are what decodes, have to (our addition, docs/methods.md).
+* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1}), or the generalised KL divergence of Poisson means
 
-All are sums over a rollout, averaged over rollouts with importance weights. Axes: B rollouts, T response tokens.
+The lookahead term is in dinado/objectives/lookahead.py. All are sums over a rollout, in nats.
+Axes: B rollouts, T response tokens.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -25,129 +24,29 @@ from torch import Tensor
 from dinado.objectives.logspace import bernoulli_ce, bernoulli_kl, poisson_ce
 from dinado.objectives.values import TokenValues
 
-
-@dataclass(frozen=True)
-class LossWeights:
-    """Which terms count, and how much; the fields are those of the configuration's `objective` section."""
-
-    token_ce: float = 1.0
-    terminal_ce: float = 0.0
-    value_ce: float = 0.0
-    regulariser: float = 0.5
-    direction: Literal["expected_first", "predicted_first"] = "expected_first"
-    detach: Literal["none", "expected", "predicted", "values"] = "none"
-    consistency: Literal["bernoulli", "poisson"] = "bernoulli"
-    overflow: float = 1.0
-    path: float = 0.0
-    path_loss: Literal["bernoulli", "poisson"] = "bernoulli"
-    masks: Literal["correct", "official"] = "correct"
-    lookahead: float = 0.0
+Divergence = Literal["bernoulli", "poisson"]
 
 
-@dataclass
-class OracleLoss:
-    """Terms of the loss for each rollout, ``[B]`` in nats, before weighting over rollouts.
+class Masks(NamedTuple):
+    """Which positions enter the terms, ``[B, T]`` of 0 and 1.
 
-    ``consistency_B`` is the published f_KL, whatever divergence the regulariser trains with.
+    Attributes:
+        rows_BT: rows of the cross entropies.
+        links_BT: rows whose V is tied to the R of the row before.
     """
 
-    total_B: Tensor
-    token_ce_B: Tensor
-    terminal_ce_B: Tensor
-    path_B: Tensor
-    lookahead_B: Tensor
-    consistency_B: Tensor
-    num_links_B: Tensor
+    rows_BT: Tensor
+    links_BT: Tensor
 
 
-def oracle_loss(
-    values: TokenValues,
-    score_B: Tensor,
-    mask_BT: Tensor,
-    finished_B: Tensor | None,
-    weights: LossWeights,
-    log_root_B: Tensor | None = None,
-    telescoped: bool = False,
-    lookahead_B: Tensor | None = None,
-) -> OracleLoss:
-    """Loss of every rollout.
+def loss_masks(mask_BT: Tensor, finished_B: Tensor | None, kind: Literal["correct", "official"]) -> Masks:
+    """Return the masks of all terms.
 
     Args:
-        score_B: oracle scores C.
         mask_BT: 1 where a response token is real, the end-of-sequence token included.
-        finished_B: whether the last real token is the end of sequence; needed by the official masks only.
-        log_root_B: log R(c) where it is known; the path starts from the first V otherwise.
-        telescoped: whether the values are telescoped ones already (Hard), which are not bounded by 1.
-        lookahead_B: the lookahead term, which needs more than values; None where nothing is trained.
+        finished_B: whether the last real token is the end of sequence; needed by ``official`` only.
+        kind: ``official`` repeats the index arithmetic of the published code.
     """
-    rows_BT, links_BT = _masks(mask_BT, finished_B, weights.masks)
-    log_r_BT, log_v_BT = values.log_r_BT.float(), values.log_v_BT.float()
-    score_B1 = score_B[:, None].to(log_r_BT.dtype)
-    direct = _against_oracle(log_r_BT, score_B1, rows_BT, weights.path_loss if telescoped else "bernoulli")
-    path_B = torch.zeros_like(score_B1[:, 0])
-    if weights.path:
-        log_root_B1 = log_v_BT[:, :1] if log_root_B is None else log_root_B[:, None].to(log_r_BT.dtype)
-        path_BT = log_root_B1 + ((log_r_BT - log_v_BT) * rows_BT).cumsum(1)
-        path_B = _against_oracle(path_BT, score_B1, rows_BT, weights.path_loss).weighted(weights)
-    # links_BT[i] ties the value before token i to the value after token i - 1.
-    first_BT, second_BT = _sides(log_v_BT, log_r_BT, weights)
-    consistency_B = regulariser_B = (bernoulli_kl(first_BT, second_BT) * links_BT[:, 1:]).sum(1)
-    if weights.consistency == "poisson":
-        regulariser_B = (poisson_ce(second_BT, first_BT.exp()) * links_BT[:, 1:]).sum(1)
-    total_B = direct.weighted(weights) + weights.path * path_B + weights.regulariser * regulariser_B
-    if weights.value_ce:
-        total_B = total_B + weights.value_ce * (bernoulli_ce(log_v_BT, score_B1) * rows_BT).sum(1)
-    lookahead_B = torch.zeros_like(path_B) if lookahead_B is None else lookahead_B
-    return OracleLoss(
-        total_B=total_B + weights.lookahead * lookahead_B,
-        token_ce_B=direct.token_ce_B,
-        terminal_ce_B=direct.terminal_ce_B,
-        path_B=path_B,
-        lookahead_B=lookahead_B,
-        consistency_B=consistency_B,
-        num_links_B=links_BT[:, 1:].sum(1),
-    )
-
-
-class _Verdict(NamedTuple):
-    """What the oracle has to say about values along each rollout, ``[B]``."""
-
-    token_ce_B: Tensor
-    terminal_ce_B: Tensor
-    overflow_B: Tensor
-
-    def weighted(self, weights: LossWeights) -> Tensor:
-        return (
-            weights.token_ce * self.token_ce_B
-            + weights.terminal_ce * self.terminal_ce_B
-            + weights.overflow * self.overflow_B
-        )
-
-
-def _against_oracle(log_r_BT: Tensor, score_B1: Tensor, rows_BT: Tensor, loss: str) -> _Verdict:
-    ce_BT = (poisson_ce if loss == "poisson" else bernoulli_ce)(log_r_BT, score_B1) * rows_BT
-    terminal_BT = rows_BT * (rows_BT.flip(1).cumsum(1).flip(1) == 1)
-    # The Poisson loss pulls back what exceeds 1 by itself.
-    over_BT = log_r_BT.clamp_min(0.0).square() if loss == "bernoulli" else torch.zeros_like(log_r_BT)
-    overflow_B = (over_BT * rows_BT).sum(1)
-    return _Verdict(ce_BT.sum(1), (ce_BT * terminal_BT).sum(1), overflow_B)
-
-
-def _sides(log_v_BT: Tensor, log_r_BT: Tensor, weights: LossWeights) -> tuple[Tensor, Tensor]:
-    """The arguments of the regulariser's divergence, in order, ``[B, T - 1]`` each."""
-    if weights.detach == "values":
-        # log R - log V is the log-ratio of the sampled token, whatever the parameterisation.
-        log_r_BT = log_v_BT.detach() + (log_r_BT - log_v_BT)
-    expected, predicted = log_v_BT[:, 1:], log_r_BT[:, :-1]
-    if weights.detach in ("expected", "values"):
-        expected = expected.detach()
-    elif weights.detach == "predicted":
-        predicted = predicted.detach()
-    return (expected, predicted) if weights.direction == "expected_first" else (predicted, expected)
-
-
-def _masks(mask_BT: Tensor, finished_B: Tensor | None, kind: str) -> tuple[Tensor, Tensor]:
-    """Rows that enter the cross entropies, and rows whose V is tied to the row before."""
     rows_BT = mask_BT.float()
     if kind == "official":
         if finished_B is None:
@@ -157,4 +56,92 @@ def _masks(mask_BT: Tensor, finished_B: Tensor | None, kind: str) -> tuple[Tenso
         rows_BT = rows_BT * ~(is_last_BT & (rows_BT > 0) & finished_B.bool()[:, None])
         rows_BT = torch.cat([torch.zeros_like(rows_BT[:, :1]), rows_BT[:, 1:]], 1)
     links_BT = torch.cat([torch.zeros_like(rows_BT[:, :1]), rows_BT[:, 1:] * rows_BT[:, :-1]], 1)
-    return rows_BT, links_BT
+    return Masks(rows_BT, links_BT)
+
+
+class Verdict(NamedTuple):
+    """What the oracle's verdict says about values along each rollout, ``[B]``."""
+
+    token_ce_B: Tensor
+    terminal_ce_B: Tensor
+    overflow_B: Tensor
+
+    def weighted(self, token_ce: float, terminal_ce: float, overflow: float) -> Tensor:
+        """Return the weighted sum of the terms, ``[B]``."""
+        return token_ce * self.token_ce_B + terminal_ce * self.terminal_ce_B + overflow * self.overflow_B
+
+
+def against_oracle(log_r_BT: Tensor, score_B1: Tensor, rows_BT: Tensor, loss: Divergence) -> Verdict:
+    """Compare the values after each token with the verdict on the finished text."""
+    ce_BT = (poisson_ce if loss == "poisson" else bernoulli_ce)(log_r_BT, score_B1) * rows_BT
+    terminal_BT = rows_BT * (rows_BT.flip(1).cumsum(1).flip(1) == 1)
+    # The Poisson loss pulls back what exceeds 1 by itself.
+    over_BT = log_r_BT.clamp_min(0.0).square() if loss == "bernoulli" else torch.zeros_like(log_r_BT)
+    overflow_B = (over_BT * rows_BT).sum(1)
+    return Verdict(ce_BT.sum(1), (ce_BT * terminal_BT).sum(1), overflow_B)
+
+
+def value_ce(log_v_BT: Tensor, score_B1: Tensor, rows_BT: Tensor) -> Tensor:
+    """Cross entropy of the values before each token, ``[B]``."""
+    return (bernoulli_ce(log_v_BT, score_B1) * rows_BT).sum(1)
+
+
+def telescoped(values: TokenValues, rows_BT: Tensor, log_root_B: Tensor | None) -> Tensor:
+    """log of R(c) prod_{j<=i} q_j / p_j, ``[B, T]``.
+
+    Args:
+        log_root_B: log R(c) where it is known; the first V otherwise.
+    """
+    log_r_BT, log_v_BT = values
+    log_root_B1 = log_v_BT[:, :1] if log_root_B is None else log_root_B[:, None].to(log_r_BT.dtype)
+    return log_root_B1 + ((log_r_BT - log_v_BT) * rows_BT).cumsum(1)
+
+
+class Consistency(NamedTuple):
+    """Forward consistency of each rollout, ``[B]``.
+
+    Attributes:
+        trained_B: in the divergence that is trained with.
+        published_B: the published f_KL, whatever is trained with.
+        num_links_B: how many pairs of neighbours are compared.
+    """
+
+    trained_B: Tensor
+    published_B: Tensor
+    num_links_B: Tensor
+
+
+def forward_consistency(
+    values: TokenValues,
+    links_BT: Tensor,
+    *,
+    direction: Literal["expected_first", "predicted_first"] = "expected_first",
+    detach: Literal["none", "expected", "predicted", "values"] = "none",
+    divergence: Divergence = "bernoulli",
+) -> Consistency:
+    """Compare the value before each token with the value after the token before it.
+
+    Args:
+        links_BT: ``links_BT[:, i]`` ties the value before token i to the value after token i - 1.
+        direction: which of the two is the first argument of the divergence.
+        detach: one side, or ``values``, which leaves the gradient to the log-ratio of the sampled token alone.
+        divergence: of Bernoulli means, or the generalised KL divergence of Poisson means.
+    """
+    first_BT, second_BT = _sides(*values, direction, detach)
+    published_B = trained_B = (bernoulli_kl(first_BT, second_BT) * links_BT[:, 1:]).sum(1)
+    if divergence == "poisson":
+        trained_B = (poisson_ce(second_BT, first_BT.exp()) * links_BT[:, 1:]).sum(1)
+    return Consistency(trained_B, published_B, links_BT[:, 1:].sum(1))
+
+
+def _sides(log_r_BT: Tensor, log_v_BT: Tensor, direction: str, detach: str) -> tuple[Tensor, Tensor]:
+    """Return the arguments of the divergence in order, ``[B, T - 1]`` each."""
+    if detach == "values":
+        # log R - log V is the log-ratio of the sampled token, whatever the parameterisation.
+        log_r_BT = log_v_BT.detach() + (log_r_BT - log_v_BT)
+    expected, predicted = log_v_BT[:, 1:], log_r_BT[:, :-1]
+    if detach in ("expected", "values"):
+        expected = expected.detach()
+    elif detach == "predicted":
+        predicted = predicted.detach()
+    return (expected, predicted) if direction == "expected_first" else (predicted, expected)

@@ -1,9 +1,8 @@
 """Oracles: what judges a finished text."""
 
-from dinado.oracles.base import Oracle
-from dinado.oracles.build import build_oracle
 from dinado.oracles.length import LengthOracle
 from dinado.oracles.lexical import LexicalOracle
+from dinado.oracles.oracle import Oracle
 from dinado.oracles.regex import RegexOracle
 from dinado.oracles.tokens import TokenDFA, TokenOracle, token_dfa
 from dinado.oracles.user import FunctionOracle, load_oracle
@@ -16,7 +15,6 @@ __all__ = [
     "RegexOracle",
     "TokenDFA",
     "TokenOracle",
-    "build_oracle",
     "load_oracle",
     "token_dfa",
 ]

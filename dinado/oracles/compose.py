@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
-from dinado.oracles.base import Oracle
+from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dinado.errors import OracleError
-from dinado.oracles.base import Oracle
+from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
 

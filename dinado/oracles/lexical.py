@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from dinado.errors import OracleError
-from dinado.oracles.base import Oracle
 from dinado.oracles.inflection import forms, split_words
+from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
 _SHORTEST_FRAGMENT = 3

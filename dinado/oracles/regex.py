@@ -6,7 +6,7 @@ import re
 from collections.abc import Sequence
 
 from dinado.errors import OracleError
-from dinado.oracles.base import Oracle
+from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dinado.errors import OracleError
-from dinado.oracles.base import Oracle
+from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
 EOS = 0

@@ -13,33 +13,33 @@ from typing import Any
 from torch import Tensor
 
 from dinado.errors import OracleError
-from dinado.oracles.base import Oracle
 from dinado.oracles.fingerprint import source_of
+from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
 
-def load_oracle(spec: str) -> Oracle:
+def load_oracle(function: str) -> Oracle:
     """Import an oracle.
 
     Args:
-        spec: ``module:name``. The name stands for an :class:`Oracle`, a class of oracles without arguments, or a
+        function: ``module:name``. The name stands for an :class:`Oracle`, a class of oracles without arguments, or a
             function ``(prompts, texts) -> scores``. The current directory is importable.
 
     Raises:
-        OracleError: the spec is malformed, cannot be imported, or names something that cannot score texts.
+        OracleError: the name is malformed, cannot be imported, or names something that cannot score texts.
     """
-    value = _resolve(spec)
+    value = _resolve(function)
     if inspect.isclass(value):
         try:
             value = value()
         except Exception as error:
             raise OracleError(
-                f"oracle.function {spec!r} is a class that cannot be made without arguments: {_short(error)}"
+                f"oracle.function {function!r} is a class that cannot be made without arguments: {_short(error)}"
             ) from error
     if isinstance(value, Oracle):
         return value
-    _check_signature(spec, value)
-    return FunctionOracle(spec, value)
+    _check_signature(function, value)
+    return FunctionOracle(function, value)
 
 
 class FunctionOracle(Oracle):

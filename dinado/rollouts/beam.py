@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from transformers import LogitsProcessorList, TemperatureLogitsWarper
 
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
 from dinado.rollouts.sampler import Samples
 
 

@@ -16,18 +16,17 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from dinado.batch import RolloutBatch
-from dinado.models.scores import adapters
 from dinado.rollouts.beam import beam_search
-from dinado.rollouts.lookahead import likeliest, look_ahead
+from dinado.rollouts.continuations import likeliest, look_ahead
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.rollout_table import store_summary
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 from dinado.rollouts.shard import shard_digest
-from dinado.rollouts.states import StateStore
-from dinado.rollouts.store import RolloutStore
-from dinado.rollouts.table import store_summary
+from dinado.rollouts.state_store import StateStore
 
 if TYPE_CHECKING:
-    from dinado.models.base_lm import BaseLM
-    from dinado.models.controlled_lm import ControlledLM
+    from dinado.bases.causal import BaseLM
+    from dinado.control.controlled_lm import ControlledLM
     from dinado.oracles import Oracle
 
 log = logging.getLogger(__name__)
@@ -78,7 +77,7 @@ def collect(
 
     Args:
         states: where to keep the base's hidden states at what is sampled now; texts that are there already get
-            theirs from :func:`~dinado.rollouts.states.record_states`.
+            theirs from :func:`~dinado.rollouts.state_store.record_states`.
         controlled: the model to sample in place of the base, that of ``store.spec.model``.
 
     Raises:
@@ -88,7 +87,7 @@ def collect(
     missing = [block for block in store.missing_blocks() if block % world_size == rank]
     progress = Progress(total=store.spec.num_rollouts(missing))
     start = time.monotonic()
-    with adapters(base, on=False), base.in_step():
+    with base.adapters(on=False), base.in_step():
         for block in missing:
             if not store.has_texts(block):
                 progress.tokens += _sample_block(base, store, block, states, controlled)
@@ -121,7 +120,7 @@ def _sample_block(
         decoder = Decoder(base.model, base.temperature, () if states is None else states.depths)
         samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
     else:
-        with adapters(base, on=True):
+        with base.adapters(on=True):
             samples = sample(Decoder(controlled), ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
         batch = RolloutBatch.unjudged(ids_PS, mask_PS, samples.prompt_of, samples.tokens)
         log_p = base.log_probs(batch).tolist()

@@ -10,10 +10,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
-from dinado.models.base_lm import BaseLM
 from dinado.rollouts.proposal import Proposal
-from dinado.rollouts.store import RolloutStore
+from dinado.rollouts.rollout_store import RolloutStore
 
 CHUNK = 256
 """Positions whose vocabulary is looked at together."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 from transformers import DynamicCache
 
-from dinado.models.shared_prefix import positions_PS
+from dinado.bases.shared_prefix import positions_PS
 from dinado.rollouts.cache import make_room
 from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.trace import Trace, TracedStates

@@ -32,7 +32,13 @@ SETTINGS = (
     *("data.states=float32", "data.train_prompts=0", "data.val_prompts=2", "method=nado", "oracle.name=regex"),
     *("oracle.pattern=2", "rollouts.max_new_tokens=5", "rollouts.per_prompt=12", "rollouts.rounds=3"),
     *("rollouts.truncated=score", "rollouts.block_size=2", "targets.weights=balance", "targets.positives_share=0.25"),
-    *("objective.lookahead=0.5", "targets.candidates=4", "network.width=16", "network.heads=2", "network.layers=1"),
+    *(
+        "objective.lookahead.weight=0.5",
+        "objective.lookahead.candidates=4",
+        "network.width=16",
+        "network.heads=2",
+        "network.layers=1",
+    ),
     *("optim.batch_size=16", "optim.steps=9", "eval.samples_per_prompt=2", "eval.rollouts_per_prompt=4"),
     *("eval.best_of=2", "trainer.accelerator=cpu", "trainer.progress=false", "trainer.log_every=1"),
     *("trainer.checkpoint_every=2", "trainer.val_every=4"),
@@ -52,7 +58,7 @@ def build(folder: Path) -> None:
     """The base and the prompts, once; every case links to them."""
     from helpers import tiny_llama
 
-    from dinado.models.markov import build_word_tokenizer
+    from dinado.bases.markov import build_word_tokenizer
 
     folder.mkdir(parents=True)
     tiny_llama(12).save_pretrained(folder / "model")
@@ -103,7 +109,7 @@ def _child(folder: Path, arguments: list[str], prepare: Callable[[], None], said
         signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
         sys.argv = [str(ROOT / "train.py"), *arguments]
         import train
-        from experiments import cli
+        from workbench import cli
 
         prepare()
         code = cli.run(train.main, "", train.OPTIONS, argv=arguments)

@@ -53,7 +53,7 @@ def at_half_written(pattern: str, number: int, blow: Blow) -> Callable[[], None]
     """When half the bytes of the n-th file whose path matches have been written."""
     from dinado import durable
     from dinado.rollouts import shard
-    from lightning_modules import checkpoints
+    from engine import checkpoints
 
     def prepare() -> None:
         original, seen = durable.write_atomic, [0]
@@ -93,7 +93,7 @@ def at_call(owner: Any, name: str, number: int, blow: Blow) -> Callable[[], None
 
 def at_torn_line(number: int, blow: Blow) -> Callable[[], None]:
     """When half of the n-th line of ``metrics.jsonl`` has been written."""
-    from experiments.run_folder import RunFolder, json_line
+    from workbench.run_folder import RunFolder, json_line
 
     def prepare() -> None:
         original, seen = RunFolder.append_metrics, [0]

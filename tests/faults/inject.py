@@ -37,7 +37,7 @@ import torchmetrics  # noqa: E402, F401
 import transformers  # noqa: E402, F401
 from injections import Fault, can_mount, everything, few  # noqa: E402
 
-import lightning_modules.session  # noqa: E402, F401
+import engine.session  # noqa: E402, F401
 
 LAST_RUN = HERE / "last_run.json"
 

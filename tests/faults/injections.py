@@ -70,9 +70,9 @@ def kills() -> Iterator[Fault]:
 
 def kills_between_files() -> Iterator[Fault]:
     """SIGKILL in training and evaluation, in a line of numbers, at any moment, and again and again."""
-    from lightning_modules import session
-    from lightning_modules.callbacks import GracefulStop
-    from lightning_modules.evaluation import evaluate_method  # noqa: F401  what the hook below replaces
+    from engine import session
+    from engine.evaluation import evaluate_method  # noqa: F401  what the hook below replaces
+    from lightning_modules.callbacks.graceful_stop import GracefulStop
 
     for number in range(9):
         hook = hooks.at_call(GracefulStop, "on_train_batch_end", number, hooks.kill)
@@ -92,8 +92,8 @@ def kills_between_files() -> Iterator[Fault]:
 
 def signals() -> Iterator[Fault]:
     """What a person or a scheduler sends."""
-    from datamodules import prepare
-    from lightning_modules.callbacks import GracefulStop
+    from datamodules import fill_stores as prepare
+    from lightning_modules.callbacks.graceful_stop import GracefulStop
 
     for sent, code in TOLD_TO_STOP.items():
         name = signal.Signals(sent).name
@@ -140,7 +140,7 @@ def disks() -> Iterator[Fault]:
     """Disks that are really full, or really read-only. Needs the right to mount."""
     for size in (60, 120, 200, 300, 420, 560, 700, 900, 1100, 1300):
         yield Fault("a full disk", f"{size} kB", _full(size))
-    from lightning_modules.callbacks import GracefulStop
+    from lightning_modules.callbacks.graceful_stop import GracefulStop
 
     for number in (1, 3, 5, 8):
         yield Fault("a disk that turns read-only", f"step {number}", _read_only(GracefulStop, number))
@@ -216,7 +216,7 @@ def _hit_again_and_again(seed: float) -> Callable[[Path], None]:
 
 
 def _stop_at(folder: Path, step: int) -> None:
-    from lightning_modules.callbacks import GracefulStop
+    from lightning_modules.callbacks.graceful_stop import GracefulStop
 
     hook = hooks.at_call(GracefulStop, "on_train_batch_end", step - 1, hooks.send(signal.SIGTERM))
     _expect(case.forked(folder, case.words(), hook), TOLD_TO_STOP[signal.SIGTERM])

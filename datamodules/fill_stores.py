@@ -1,0 +1,102 @@
+"""Fill what a run reads: the rollouts of its prompts, and the base's hidden states along them."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+from rich.progress import track
+
+from datamodules.state_choice import StateChoice
+from dinado.bases.causal import BaseLM
+from dinado.control.controlled_lm import ControlledLM
+from dinado.oracles import Oracle
+from dinado.ranks import rank_and_size
+from dinado.rollouts.collect import Progress, collect, progress_bar
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.state_store import StateStore, record_states
+
+log = logging.getLogger(__name__)
+
+
+class StoreFiller:
+    """Samples, judges and records what stores lack, this process its share of the blocks.
+
+    Args:
+        base: what is sampled, and whose states are recorded.
+        oracle: judges the texts.
+        states: which states are kept.
+        progress: whether to show bars.
+    """
+
+    def __init__(self, base: BaseLM, oracle: Oracle, states: StateChoice, *, progress: bool) -> None:
+        self._base = base
+        self._oracle = oracle
+        self._states = states
+        self._progress = progress
+
+    def fill_all(self, stores: Sequence[RolloutStore]) -> float:
+        """Sample what is missing; returns rollouts a second of all processes.
+
+        Hidden states that training will read are kept on the way.
+        """
+        done, started = 0, time.monotonic()
+        for store in stores:
+            shown = self._progress and rank_and_size()[0] == 0 and not store.is_complete()
+            with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
+                done += store.spec.num_rollouts(store.missing_blocks())
+                self.fill(store, on_progress=update)
+        return done / (time.monotonic() - started)
+
+    def fill(
+        self,
+        store: RolloutStore,
+        *,
+        controlled: ControlledLM | None = None,
+        on_progress: Callable[[Progress], None] | None = None,
+    ) -> None:
+        """Sample what a store lacks, and wait for the other processes.
+
+        Args:
+            controlled: what is sampled in place of the base.
+        """
+        rank, world_size = rank_and_size()
+        collect(
+            self._base,
+            self._oracle,
+            store,
+            rank=rank,
+            world_size=world_size,
+            on_progress=on_progress,
+            states=self._on_the_way(store) if controlled is None else None,
+            controlled=controlled,
+        )
+        store.wait()
+
+    def fill_states(self, store: RolloutStore) -> None:
+        """Record the states that a complete store still lacks, as of texts that were there before."""
+        rank, world_size = rank_and_size()
+        base, states = self._base, self._states.of(store)
+        if states is None or not (missing := states.missing_blocks()):
+            return
+        if rank == 0:
+            size = states.num_bytes(base) / 1e6
+            log.info("recording the base's hidden states, once: %.0f MB in %s", size, states.folder)
+        shown = self._progress and rank == 0 and store.round == 0
+        mine = [block for block in missing if block % world_size == rank]
+        with base.adapters(on=False), base.in_step():
+            for block in track(mine, "hidden states", transient=True, disable=not shown):
+                record_states(base, states, block)
+        states.wait()
+
+    def _on_the_way(self, store: RolloutStore) -> StateStore | None:
+        """Return where to keep states while sampling; held-out rollouts are read too seldom for that."""
+        if store.spec.split != "train" or store.is_complete():
+            return None
+        states = self._states.while_sampling(store)
+        if states is not None and rank_and_size()[0] == 0:
+            size = states.most_bytes(self._base) / 1e6
+            log.info("keeping the base's hidden states on the way: %.0f MB at most, in %s", size, states.folder)
+        return states

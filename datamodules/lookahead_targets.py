@@ -1,0 +1,79 @@
+"""Targets of the lookahead objective: what is stored about every token, made into what q should be.
+
+Axes: T tokens of a rollout, K candidates.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+
+from datamodules.training_rows import LookaheadTarget, Rows
+from dinado.control.prefix_critic import PrefixCritic
+from dinado.objectives.lookahead import lookahead_targets
+from dinado.rollouts.rollout_table import Rollouts
+from workbench.settings.objective import LookaheadBlock
+
+
+def with_lookahead(
+    rows: Rows,
+    rollouts: Rollouts,
+    settings: LookaheadBlock,
+    eos_ids: Sequence[int],
+    *,
+    budget: int,
+    judge_truncated: bool,
+    seed: int,
+) -> tuple[Rows, dict[str, float]]:
+    """Return the rows with their targets, and numbers about the critic behind these.
+
+    Args:
+        budget: most tokens of a response.
+        judge_truncated: whether the oracle judges a response that was cut off; it has failed otherwise.
+        seed: names the random stream of the critic.
+    """
+    found = [rollouts.lookahead(row) for row in range(len(rows))]
+    tokens = [rollouts.response(row)[0] for row in range(len(rows))]
+    critic = PrefixCritic(
+        [row.progress_T for row in found],
+        tokens,
+        rows.score_N,
+        rows.weight_N,
+        rows.prompt_index_N,
+        eos_ids=eos_ids,
+        max_new_tokens=budget,
+        seed=seed,
+    )
+    targets = []
+    for row, (progress_T, candidate_TK, log_p_TK, outlook_TK) in enumerate(found):
+        last_T1 = np.arange(1, len(progress_T) + 1)[:, None] == budget
+        ends_TK = torch.from_numpy(np.isin(candidate_TK, list(eos_ids)) | last_T1)
+        value_TK = torch.where(ends_TK, torch.tensor(outlook_TK), critic.after(row, outlook_TK, candidate_TK))
+        other_T = critic.after_others(row, progress_T)
+        if not judge_truncated:
+            other_T[torch.from_numpy(last_T1[:, 0])] = 0.0
+        log_target_TL = lookahead_targets(
+            torch.tensor(log_p_TK),
+            value_TK,
+            other_T,
+            settings.sharpness,
+            settings.floor,
+        )
+        value_T = settings.floor + (1 - settings.floor) * critic.before(row, progress_T, tokens[row])
+        targets.append(LookaheadTarget(candidate_TK.astype(np.int64), log_target_TL.numpy(), value_T.numpy()))
+    mean = _mean_value(targets, rows.weight_N)
+    targets = [target._replace(value_T=target.value_T / mean) for target in targets]
+    return dataclasses.replace(rows, lookahead_N=targets), {
+        "targets/critic_ce": critic.ce,
+        "targets/prompt_ce": critic.prompt_ce,
+    }
+
+
+def _mean_value(targets: Sequence[LookaheadTarget], weight_N: np.ndarray) -> float:
+    """Over all tokens. What the values are divided by, or the objective's weight would mean less for a rare oracle."""
+    value_N = np.array([target.value_T.sum() for target in targets])
+    length_N = np.array([len(target.value_T) for target in targets])
+    return float((weight_N * value_N).sum() / (weight_N * length_N).sum())

@@ -1,0 +1,50 @@
+"""The task's references as training rows, for imitation without rollouts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from datamodules.training_rows import Rows
+from dinado.bases.causal import BaseLM
+from dinado.errors import DataError
+from dinado.prompt import Prompt
+
+UNKNOWN_ROOT = 0.5
+"""Imitation never asks for R(c)."""
+
+
+def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
+    """Every reference of every prompt, with the end-of-sequence token, score 1 and weight 1.
+
+    Its log-probabilities under the base are not known.
+
+    Raises:
+        DataError: a prompt without references.
+    """
+    tokens: list[np.ndarray] = []
+    prompt_index: list[int] = []
+    for index, prompt in enumerate(prompts):
+        if not prompt.references:
+            raise DataError(f"prompt {prompt.id!r} has no references; set sft_data=positives or add references")
+        for reference in prompt.references:
+            tokens.append(np.array(encode_reference(prompt, reference, base), dtype=np.int32))
+            prompt_index.append(index)
+    ones_N = np.ones(len(tokens), dtype=np.float32)
+    return Rows(
+        prompt_index_N=np.array(prompt_index),
+        length_N=np.array([len(row) for row in tokens]),
+        score_N=ones_N,
+        weight_N=ones_N,
+        root_N=UNKNOWN_ROOT * ones_N,
+        response=lambda row: (tokens[row], None),
+    )
+
+
+def encode_reference(prompt: Prompt, reference: str, base: BaseLM) -> list[int]:
+    """Token ids of a reference as the base would have written it after the prompt."""
+    # Without a template a response continues the prompt's own text, so words stay apart.
+    continues = not base.chat_template and prompt.text and not prompt.text[-1].isspace()
+    text = f" {reference}" if continues else reference
+    return [*base.tokenizer(text, add_special_tokens=False)["input_ids"], base.eos_ids[0]]

@@ -1,0 +1,110 @@
+"""The rollout stores of a run: which texts it trains on, and which it is measured with."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from datamodules.tasks.task import Task
+from dinado.bases.causal import BaseLM
+from dinado.rollouts.proposal import Proposal
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.store_spec import StoreSpec
+from workbench.settings.config import Config
+from workbench.settings.derived import looks_ahead, round_sizes, uses_rollouts
+
+FLATTENED = "T="
+"""What the name of a flattened base begins with, where that of a model could stand."""
+
+
+class RunStores:
+    """Names the stores of a run; opening one reads nothing.
+
+    Args:
+        config: how rollouts are drawn, how many are held out, where stores lie.
+        base: what they are drawn from.
+        task: prompts and oracle.
+    """
+
+    def __init__(self, config: Config, base: BaseLM, task: Task) -> None:
+        self._base = base
+        self._task = task
+        self._rollouts = config.rollouts
+        self._held_out = config.eval.rollouts_per_prompt
+        self._cache = config.data.cache
+        self._first_round = round_sizes(config)[0]
+        self._candidates = config.objective.lookahead.candidates if looks_ahead(config) else 0
+        self._trains_on_rollouts = uses_rollouts(config)
+
+    def needed(self) -> list[RolloutStore]:
+        """List the stores that have to be complete before the run can start."""
+        return [*self.first(), self.held_out()]
+
+    def first(self) -> list[RolloutStore]:
+        """List the stores that training begins with; none where it reads references."""
+        return [self.train()] if self._trains_on_rollouts else []
+
+    def train(self) -> RolloutStore:
+        """Return the rollouts of the training prompts from the configured proposal, or those of the first round."""
+        settings = self._rollouts
+        proposal = Proposal(settings.temperature, settings.top_k, settings.top_p)
+        return self._train(per_prompt=self._first_round, proposal=proposal, beam=settings.source == "beam")
+
+    def later(self, index: int, model: str, counts: Sequence[int]) -> list[RolloutStore]:
+        """Return the rollouts of a later round: from the base, and from the model as it was when the round began.
+
+        Args:
+            index: number of the round, at least 1.
+            model: fingerprint of that model, or ``T=<temperature>`` for a flattened base in its place.
+            counts: rollouts of each prompt.
+        """
+        drawn_from: dict[str, Any] = {"model": model}
+        if model.startswith(FLATTENED):
+            drawn_from = {"proposal": Proposal(float(model.removeprefix(FLATTENED)))}
+        of_base = [_base_count(count, self._rollouts.base_share) for count in counts]
+        of_model = [count - first for count, first in zip(counts, of_base, strict=True)]
+        stores = []
+        source: dict[str, Any]
+        for source, parts in (({}, of_base), (drawn_from, of_model)):
+            if not any(parts):
+                continue
+            even = len(set(parts)) == 1
+            part = {"per_prompt": max(parts), "counts": None if even else tuple(parts), **source}
+            stores.append(self._train(round=index, **part))
+        return stores
+
+    def held_out(self) -> RolloutStore:
+        """Return the rollouts of the held-out prompts: exact draws from the base, whatever training uses."""
+        spec = self._spec("val", per_prompt=self._held_out)
+        # What was cut off is left out of training, never of a rate of success: the trained model's is counted too.
+        truncated = "fail" if self._rollouts.truncated == "drop" else self._rollouts.truncated
+        return RolloutStore(self._cache, spec, self._task.oracle.fingerprint, truncated)
+
+    def _train(self, *, round: int = 0, **part: Any) -> RolloutStore:
+        return RolloutStore(
+            self._cache,
+            self._spec("train", **part),
+            self._task.oracle.fingerprint,
+            self._rollouts.truncated,
+            round=round,
+            candidates=self._candidates,
+        )
+
+    def _spec(self, split: str, **part: Any) -> StoreSpec:
+        prompts = self._task.train_prompts if split == "train" else self._task.val_prompts
+        return StoreSpec(
+            base=self._base.fingerprint,
+            prompts=tuple(prompts),
+            split=split,
+            max_new_tokens=self._rollouts.max_new_tokens,
+            block_size=self._rollouts.block_size,
+            seed=self._rollouts.seed,
+            **part,
+        )
+
+
+def _base_count(count: int, share: float) -> int:
+    """Return at least one from either source, unless one of them was ruled out."""
+    if share in (0.0, 1.0):
+        return int(share * count)
+    return min(max(1, round(share * count)), count - 1)

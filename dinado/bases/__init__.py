@@ -1,0 +1,1 @@
+"""Pretrained language models behind one protocol, and where they come from."""

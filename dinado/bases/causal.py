@@ -1,0 +1,284 @@
+"""The pretrained language model p(y|c), frozen, behind one interface.
+
+Everything else asks a :class:`BaseLM` for states aligned with response tokens and for its output head, and never
+for how the model attends, so a base with an encoder needs only another implementation of :meth:`BaseLM.states`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import inspect
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from dinado.bases.shared_prefix import align, run_shared
+from dinado.batch import RolloutBatch
+from dinado.errors import DataError, UserError
+from dinado.objectives.reduction import Head
+from dinado.objectives.vocabulary import token_log_probs
+from dinado.prompt import Prompt
+
+
+class InStep(Protocol):
+    """What keeps ranks that hold shards of one base in step (dinado/bases/sharding.py)."""
+
+    def in_step(self, answer: Callable[[Tensor], None] | None = None) -> AbstractContextManager[None]:
+        """Run a block in which ranks run the base unequal numbers of times."""
+
+
+Switch = Callable[[nn.Module, bool], AbstractContextManager[None]]
+"""Switches what was injected into a model on (True) or off for a while."""
+
+
+@dataclass
+class LMStates:
+    """What the base computed about a batch.
+
+    Attributes:
+        hidden_BTD: last hidden states; row t predicts response token t.
+        prompt_mask_PS: where prompt positions are real.
+        prompt_taps, response_taps: for each requested depth, states at prompt positions ``[P, S, D]`` and at the
+            response tokens but the last ``[B, T - 1, D]``.
+    """
+
+    hidden_BTD: Tensor
+    prompt_mask_PS: Tensor
+    prompt_taps: list[Tensor]
+    response_taps: list[Tensor]
+
+
+class BaseLM(nn.Module):
+    """A frozen causal language model, its tokenizer, and the temperature that is part of p.
+
+    Args:
+        model: a transformers causal LM; put into eval mode and frozen here.
+        tokenizer: its tokenizer; padding side is set to the left.
+        temperature: p = softmax(logits / temperature).
+        chat_template: wrap prompts in the tokenizer's chat template when it has one.
+        system_prompt: system message of the template; None keeps the template's default.
+        name: how reports call it.
+
+    Attributes:
+        shards: what holds the layers together where they lie on several processes (dinado/bases/sharding.py).
+    """
+
+    model: Any
+    eos_ids: tuple[int, ...]
+    shards: InStep | None = None
+
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        *,
+        temperature: float = 1.0,
+        chat_template: bool = True,
+        system_prompt: str | None = None,
+        name: str = "base",
+    ) -> None:
+        super().__init__()
+        self.model = model.requires_grad_(False).eval()
+        self.tokenizer = tokenizer
+        self.temperature = temperature
+        self.chat_template = chat_template and getattr(tokenizer, "chat_template", None) is not None
+        self.system_prompt = system_prompt
+        self.name = name
+        self._switches: list[Switch] = []
+        tokenizer.padding_side = "left"
+        ids = model.generation_config.eos_token_id
+        ids = tokenizer.eos_token_id if ids is None else ids
+        if ids is None:
+            raise UserError(f"base.name={name}: the model has no end-of-sequence token, so no response ever ends")
+        self.eos_ids = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
+        pad = tokenizer.pad_token_id
+        self.pad_id: int = self.eos_ids[0] if pad is None else pad
+        self._check_head()
+        # Taken before any adapter is added, so that it names the pretrained weights alone.
+        self._weights_digest = self._digest()
+
+    @classmethod
+    def load(
+        cls,
+        path_or_name: str,
+        *,
+        revision: str | None = None,
+        dtype: str = "float32",
+        name: str | None = None,
+        **kwargs: Any,
+    ) -> BaseLM:
+        """Load a Hugging Face causal model by hub name or path; see the class for the keyword arguments."""
+        from safetensors import SafetensorError
+        from transformers import AutoModelForCausalLM, AutoTokenizer
+
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(path_or_name, revision=revision)
+            model = AutoModelForCausalLM.from_pretrained(path_or_name, revision=revision, dtype=getattr(torch, dtype))
+        except (OSError, ValueError, SafetensorError) as error:
+            reason = str(error).strip().split("\n")[0]
+            raise DataError(
+                f"base.name={path_or_name}: cannot be loaded ({reason}); give a folder or a hub name, or use "
+                "smollm2-135m-instruct, which needs no hub"
+            ) from None
+        return cls(model, tokenizer, name=name or path_or_name, **kwargs)
+
+    def train(self, mode: bool = True) -> BaseLM:
+        """Stay in eval mode: a frozen base never applies dropout."""
+        return super().train(False)
+
+    def add_switch(self, switch: Switch) -> None:
+        """Register how what was injected into the model is switched on and off."""
+        if switch not in self._switches:
+            self._switches.append(switch)
+
+    def remove_switch(self, switch: Switch) -> None:
+        """Forget a switch whose adapters are gone."""
+        self._switches.remove(switch)
+
+    @contextmanager
+    def adapters(self, *, on: bool) -> Iterator[None]:
+        """Switch everything that was injected into the model on or off for a while, if anything was."""
+        with ExitStack() as stack:
+            for switch in self._switches:
+                stack.enter_context(switch(self.model, on))
+            yield
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are."""
+        return next(self.model.parameters()).device
+
+    def in_step(self, answer: Callable[[Tensor], None] | None = None) -> AbstractContextManager[None]:
+        """Enter a block in which ranks may run the base unequal numbers of times.
+
+        A rank that is done keeps serving the collectives of the others. Nothing is done where each rank has all layers;
+        see :meth:`dinado.bases.sharding.Shards.in_step`.
+        """
+        return nullcontext() if self.shards is None else self.shards.in_step(answer)
+
+    @property
+    def hidden_size(self) -> int:
+        """D."""
+        return self.model.get_output_embeddings().weight.shape[1]
+
+    @property
+    def vocab_size(self) -> int:
+        """V, rows of the output embedding."""
+        return self.model.get_output_embeddings().weight.shape[0]
+
+    @property
+    def num_layers(self) -> int:
+        """Layers that keep keys and values."""
+        return self.model.config.num_hidden_layers
+
+    def layer(self, depth: float) -> int:
+        """The layer at a depth given as a fraction; 0 is the token embeddings."""
+        return round(depth * self.num_layers)
+
+    @property
+    def head(self) -> Head:
+        """Output embedding with the base temperature folded in; adapters on it are left out."""
+        out = self.model.get_output_embeddings()
+        return Head(out.weight, out.bias, 1.0 / self.temperature)
+
+    @property
+    def fingerprint(self) -> str:
+        """Changes whenever p(y|c) does: weights, tokenizer, temperature, template."""
+        parts = (self._weights_digest, self.temperature, self.chat_template, self.system_prompt, self.eos_ids)
+        return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
+
+    def encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
+        """Token ids and mask ``[P, S]``, left-padded; an empty prompt is the beginning-of-sequence token."""
+        rows = [self._encode(prompt) for prompt in prompts]
+        width = max(map(len, rows))
+        ids_PS = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
+        mask_PS = torch.zeros((len(rows), width), dtype=torch.long)
+        for index, row in enumerate(rows):
+            ids_PS[index, width - len(row) :] = torch.tensor(row)
+            mask_PS[index, width - len(row) :] = 1
+        return ids_PS, mask_PS
+
+    def decode(self, tokens: Sequence[int]) -> str:
+        """Text of a response, special tokens left out."""
+        return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
+
+    def states(self, batch: RolloutBatch, taps: Sequence[float] = (), *, grad: bool = False) -> LMStates:
+        """Hidden states of a batch as the model stands now, adapters included if they are switched on.
+
+        Args:
+            taps: depths to return as well, fractions of the layers (0 token embeddings, 1 the last layer).
+            grad: keep the graph, for adapters in the model.
+        """
+        indices = [self.layer(depth) for depth in taps]
+        body = self.model.base_model
+
+        def run(ids: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
+            out = body(ids, use_cache=True, output_hidden_states=bool(indices), **kwargs)
+            last = out.last_hidden_state
+            return last, *(last if i == self.num_layers else out.hidden_states[i] for i in indices)
+
+        answers: list[Tensor] = []
+        with (
+            nullcontext() if grad else torch.no_grad(),
+            self.in_step(lambda ids: answers.append(0.0 * run(ids)[0].sum())),
+        ):
+            ran = run_shared(
+                run,
+                batch.prompt_ids_PS,
+                batch.prompt_mask_PS,
+                batch.prompt_of_row_B,
+                batch.response_BT[:, :-1],
+                batch.response_mask_BT[:, :-1],
+            )
+            hidden_BTD = align(ran.at_prompt[0], ran.at_response[0], batch.prompt_of_row_B)
+        for nothing in answers:  # part of the graph, so that the backward pass comes by as often as that of the others
+            hidden_BTD = hidden_BTD + nothing
+        return LMStates(hidden_BTD, ran.prompt_mask_PS, list(ran.at_prompt[1:]), list(ran.at_response[1:]))
+
+    @torch.no_grad()
+    def log_probs(self, batch: RolloutBatch) -> Tensor:
+        """Full-base log-probability of every response token, ``[B, T]`` float32, 0 on padding."""
+        hidden_BTD, tokens_BT1 = self.states(batch).hidden_BTD, batch.response_BT[..., None]
+        return token_log_probs(hidden_BTD, self.head, tokens_BT1, batch.response_mask_BT)[..., 0]
+
+    def _encode(self, prompt: Prompt) -> list[int]:
+        if self.chat_template:
+            messages = [{"role": "user", "content": prompt.text}]
+            if self.system_prompt is not None:
+                messages.insert(0, {"role": "system", "content": self.system_prompt})
+            text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
+            return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        ids = self.tokenizer(prompt.text)["input_ids"] if prompt.text else []
+        start = self.tokenizer.bos_token_id
+        return ids or [self.eos_ids[0] if start is None else start]
+
+    def _check_head(self) -> None:
+        """Refuse models whose logits are not a linear map of the last hidden state."""
+        # Several tokens: the end token may also pad, its state may then be zero, and zero is linear in anything.
+        ids = torch.arange(min(16, self.vocab_size), device=self.device)[None]
+        with torch.no_grad():
+            kwargs = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
+            logits = self.model(ids, **kwargs).logits.float()
+            hidden = self.model.base_model(ids, **kwargs).last_hidden_state
+            linear = self.model.get_output_embeddings()(hidden).float()
+        if not torch.allclose(logits, linear, atol=1e-3, rtol=1e-3):
+            raise UserError(
+                f"base.name={self.name}: its logits are not a linear map of its hidden states (soft-capping or "
+                "scaling after the output embedding); such models are not supported"
+            )
+
+    def _digest(self) -> str:
+        digest = hashlib.sha256()
+        for name, parameter in sorted(self.model.named_parameters()):
+            flat = parameter.detach().reshape(-1)
+            # A few thousand values a tensor tell models apart and cost nothing.
+            probe = flat[:: max(1, flat.numel() // 2048)].float().cpu().numpy()
+            digest.update(f"{name}{tuple(parameter.shape)}".encode())
+            digest.update(probe.tobytes())
+        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
+        digest.update(str(getattr(self.tokenizer, "chat_template", None)).encode())
+        return digest.hexdigest()[:16]

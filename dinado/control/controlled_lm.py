@@ -1,0 +1,87 @@
+"""The controlled model q proportional to p * R^alpha as a transformers model with ``generate()``.
+
+Base and oracle network share one cache object: the base's layers come first, the network's behind them, so whatever
+``generate`` does to the cache (beam reordering, batch selection) it does to both. A policy decodes alone.
+
+Axes: N rows, L new positions, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers.modeling_outputs import CausalLMOutputWithPast
+
+from dinado.bases.causal import BaseLM
+from dinado.bases.shared_prefix import positions_PS
+from dinado.parameters.parameterisation import Parameterisation
+
+
+class ControlledLM(PreTrainedModel, GenerationMixin):
+    """Decode with p * R^alpha.
+
+    Args:
+        scores: what was trained.
+        alpha: control strength; 0 is the base, 1 the trained model. Policies with alpha other than 1 run the base too.
+    """
+
+    _supports_sdpa = True
+    main_input_name = "input_ids"
+    scores: Parameterisation
+
+    def __init__(self, scores: Parameterisation, alpha: float = 1.0) -> None:
+        base = scores.base
+        config = copy.deepcopy(base.model.config)
+        extra = scores.cache_layers(alpha)
+        config.num_hidden_layers = base.num_layers + extra
+        if getattr(config, "layer_types", None):
+            config.layer_types = [*config.layer_types, *["full_attention"] * extra]
+        super().__init__(config)
+        self.scores = scores
+        self.alpha = alpha
+        # The base's own generation defaults (truncation, temperature) must not leak in: q is defined without them.
+        self.generation_config = GenerationConfig(
+            eos_token_id=list(base.eos_ids),
+            pad_token_id=base.pad_id,
+            do_sample=True,
+            top_k=0,
+            top_p=1.0,
+            temperature=1.0,
+        )
+
+    @property
+    def base(self) -> BaseLM:
+        """The frozen base."""
+        return self.scores.base
+
+    def forward(
+        self,
+        input_ids: Tensor,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: Cache | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int = 0,
+        **unused: Any,
+    ) -> CausalLMOutputWithPast:
+        """Next-token logits of q (log-probabilities up to a constant), ``[N, L, V]`` float32.
+
+        Args:
+            attention_mask: ``[N, past + L]``, 0 on left padding.
+            position_ids: taken from the mask when not given.
+            logits_to_keep: form logits for this many last positions only; 0 for all.
+        """
+        cache = past_key_values if past_key_values is not None else DynamicCache()
+        length = input_ids.shape[1]
+        if attention_mask is None:
+            past = cache.get_seq_length() if past_key_values is not None else 0
+            attention_mask = torch.ones((len(input_ids), past + length), dtype=torch.long, device=input_ids.device)
+        if position_ids is None:
+            position_ids = positions_PS(attention_mask)[:, -length:]
+        where = {"attention_mask": attention_mask, "position_ids": position_ids}
+        logits = self.scores.logits(input_ids, cache, logits_to_keep, where, self.alpha)
+        return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)

@@ -1,0 +1,36 @@
+"""The norm head: the step-wise norm of R over next tokens, read from hidden states.
+
+Axes: B rollouts, T response tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+
+class NormHead(nn.Module):
+    """Logit of the step-wise norm from states: Linear, ReLU, Linear without bias; 0 when training starts.
+
+    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)). It may read several
+    depths: the last layer is about the next token, and what has been written so far may show better below it.
+
+    Args:
+        width: D of each state.
+        num_taps: how many states it reads.
+    """
+
+    def __init__(self, width: int, num_taps: int = 1) -> None:
+        super().__init__()
+        self.read = nn.ModuleList(nn.LayerNorm(width) for _ in range(num_taps))
+        hidden = min(4 * width, 512)
+        self.hidden = nn.Sequential(nn.Linear(num_taps * width, hidden), nn.ReLU())
+        self.out = nn.Linear(hidden, 1, bias=False)
+        nn.init.zeros_(self.out.weight)
+
+    def forward(self, states: Sequence[Tensor]) -> Tensor:
+        """``[B, T]`` from ``num_taps`` states ``[B, T, D]``."""
+        normed = [read(state.float()) for read, state in zip(self.read, states, strict=True)]
+        return self.out(self.hidden(torch.cat(normed, -1)))[..., 0]

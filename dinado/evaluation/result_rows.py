@@ -1,0 +1,70 @@
+"""One row of the final table: a model's samples reduced to the numbers that are reported."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from dinado.evaluation.judged_samples import JudgedSamples
+from dinado.metrics.diversity import distinct_n
+from dinado.metrics.intervals import mean_interval, proportion_interval
+from dinado.metrics.text import text_metrics
+from dinado.oracles.lexical import LexicalOracle
+
+Row = dict[str, float]
+
+
+def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
+    """Success, control cost, diversity and text quality of one model; intervals are 95 %, clustered by prompt."""
+    rates = [_mean(group) for group in samples.per_prompt(samples.score)]
+    # With one prompt there is nothing to resample but its samples.
+    single = len(rates) == 1
+    if single:
+        success = proportion_interval(sum(samples.score), len(samples.score))
+    else:
+        success = mean_interval(rates, proportion=True)
+    costs = [q - p for q, p in zip(samples.log_q, samples.log_p, strict=True)]
+    kl = mean_interval(costs if single else [_mean(group) for group in samples.per_prompt(costs)])
+    row: Row = {
+        "val/success": success.mean,
+        "val/success_low": success.low,
+        "val/success_high": success.high,
+        "val/kl_from_base": kl.mean,
+        "val/kl_from_base_low": kl.low,
+        "val/kl_from_base_high": kl.high,
+        "val/distinct_2": distinct_n(samples.texts, 2),
+        "val/truncated": 1.0 - _mean([float(done) for done in samples.finished]),
+        "val/tokens": _mean([float(n) for n in samples.num_tokens]),
+    }
+    if any("concepts" in prompt.data for prompt in samples.prompts):
+        hits, total = LexicalOracle().coverage(samples.prompts, samples.texts)
+        row["val/coverage"] = hits / total
+    if with_text_metrics:
+        row |= {f"val/{k}": v for k, v in text_metrics(samples.texts, [p.references for p in samples.prompts]).items()}
+    return row
+
+
+def best_of(samples: JudgedSamples, n: int) -> JudgedSamples:
+    """Rejection: the best-scored of every ``n`` samples of a prompt, in disjoint groups.
+
+    The log-probability of a text under best-of-n has no closed form, so the row reports no KL.
+    """
+    chosen = JudgedSamples()
+    groups: dict[str, list[int]] = {}
+    for index, prompt in enumerate(samples.prompts):
+        groups.setdefault(prompt.id, []).append(index)
+    for indices in groups.values():
+        for start in range(0, max(1, len(indices) - n + 1), n):
+            best = max(indices[start : start + n], key=lambda i: samples.score[i])
+            for name, values in vars(samples).items():
+                getattr(chosen, name).append(values[best])
+    return chosen
+
+
+def without_kl(row: Row) -> Row:
+    """The row with its KL entries blanked."""
+    return {key: math.nan if "/kl_" in key else value for key, value in row.items()}
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / len(values) if values else math.nan

@@ -1,1 +1,0 @@
-"""Language models: the base, what is added to it, and where pretrained ones come from."""

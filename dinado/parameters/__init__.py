@@ -1,0 +1,1 @@
+"""What moves during training: an oracle network, adapters, or all weights."""

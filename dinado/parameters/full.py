@@ -1,0 +1,34 @@
+"""All weights: a copy of the base whose every parameter is trained."""
+
+from __future__ import annotations
+
+import copy
+from typing import Self
+
+import torch
+from torch import nn
+
+from dinado.bases.causal import BaseLM
+from dinado.objectives.reduction import Link
+from dinado.parameters.policy import Policy
+
+
+class Full(Policy):
+    """A trainable copy of the whole base as policy, beside the frozen base."""
+
+    @classmethod
+    def inject(cls, base: BaseLM, *, link: Link, seed: int) -> Self:
+        """Copy the base; it draws nothing at random."""
+        policy = copy.deepcopy(base)
+        policy.model.requires_grad_(True)
+        return cls(base, policy)
+
+    def fold(self) -> nn.Module:
+        """The copy is a plain model already."""
+        model: nn.Module = self.policy.model
+        return model
+
+    def change_norm(self) -> float:
+        """Frobenius norm of the difference from the base."""
+        pairs = zip(self.policy.model.parameters(), self.base.model.parameters(), strict=True)
+        return float(torch.stack([(a.detach() - b.detach()).float().square().sum() for a, b in pairs]).sum().sqrt())

@@ -1,0 +1,143 @@
+"""Low-rank adapters inside the base (Hu et al., LoRA, 2021), through peft: one copy of the weights, two models."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Self
+
+import torch
+from torch import nn
+
+from dinado.bases.causal import BaseLM
+from dinado.errors import UserError
+from dinado.objectives.reduction import Head, Link
+from dinado.parameters.parameterisation import MatrixPair
+from dinado.parameters.policy import Policy
+from dinado.seeding import derive_seed
+
+
+class Lora(Policy):
+    """The base with adapters as policy; with the adapters off it is the base again.
+
+    Args:
+        base: adapters are injected into its model; its other weights stay frozen.
+    """
+
+    def __init__(self, base: BaseLM) -> None:
+        super().__init__(base, base)
+        base.add_switch(adapters_switched)
+
+    @classmethod
+    def inject(
+        cls,
+        base: BaseLM,
+        *,
+        link: Link,
+        seed: int,
+        r: int,
+        alpha: float,
+        dropout: float,
+        targets: str | list[str],
+    ) -> Self:
+        """Inject adapters, zero at the start.
+
+        Args:
+            r: rank.
+            alpha: the update of a weight matrix is alpha / r * B A.
+            dropout: on the adapter's input.
+            targets: module names, or ``all-linear``.
+
+        Raises:
+            UserError: no module has such a name, or the output embedding cannot be adapted.
+        """
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "lora"))
+            _add_adapters(base, r=r, alpha=alpha, dropout=dropout, targets=targets)
+        return cls(base)
+
+    @property
+    def head(self) -> Head:
+        """The output head with the adapters on it, if it has any."""
+        out, head = self.base.model.get_output_embeddings(), self.base.head
+        for adapter in getattr(out, "active_adapters", ()):
+            head = head._replace(weight_VD=head.weight_VD + out.get_delta_weight(adapter))
+        return head
+
+    def train(self, mode: bool = True) -> Self:
+        """Switch the dropout of the adapters alone: a frozen base never applies its own."""
+        super().train(mode)
+        for name, module in self.base.model.named_modules():
+            if name.endswith("lora_dropout"):
+                module.train(mode)
+        return self
+
+    def fold(self) -> nn.Module:
+        """Add every update to its weight matrix and take the adapters out."""
+        from peft.tuners.tuners_utils import BaseTunerLayer
+
+        model: nn.Module = self.base.model
+        for name, module in list(model.named_modules()):
+            if isinstance(module, BaseTunerLayer):
+                module.merge()
+                parent = model.get_submodule(name.rpartition(".")[0])
+                setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+        self.base.remove_switch(adapters_switched)
+        return model
+
+    def change_norm(self) -> float:
+        """||scale B A||_F over all adapters, by r x r matrices alone: ||BA||_F^2 = tr(B'B A A')."""
+        total = 0.0
+        for pair in self.pairs():
+            a_rI, b_Or, scale = pair.a_rI.detach(), pair.b_Or.detach(), pair.scale
+            total += scale**2 * float(((b_Or.T @ b_Or) * (a_rI @ a_rI.T)).sum())
+        return total**0.5
+
+    def pairs(self) -> list[MatrixPair]:
+        """A and B of every adapter, with alpha / r."""
+        from peft.tuners.lora import LoraLayer
+
+        return [
+            MatrixPair(module.lora_A[name].weight, module.lora_B[name].weight, scale)
+            for module in self.base.model.modules()
+            if isinstance(module, LoraLayer)
+            for name, scale in module.scaling.items()
+        ]
+
+
+@contextmanager
+def adapters_switched(model: nn.Module, on: bool) -> Iterator[None]:
+    """Switch the adapters inside a model on or off for a while.
+
+    peft's own switch also toggles requires_grad, which DistributedDataParallel must not see change.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers: list[Any] = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = not on
+    try:
+        yield
+    finally:
+        for layer, value in zip(layers, before, strict=True):
+            layer._disable_adapters = value
+
+
+def _add_adapters(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
+    from peft import LoraConfig, inject_adapter_in_model
+
+    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    try:
+        inject_adapter_in_model(config, base.model)
+    except ValueError as error:
+        raise UserError(f"lora.targets={targets}: {str(error).splitlines()[0]}") from None
+    out = base.model.get_output_embeddings()
+    if hasattr(out, "active_adapters"):
+        # Folding them in would change the input embeddings too, and dropout before them would not be applied.
+        if out.weight is base.model.get_input_embeddings().weight:
+            raise UserError(
+                "lora.targets adapts the output embedding, which this base reads its input with; leave it out"
+            )
+        if dropout:
+            raise UserError("lora.targets adapts the output embedding, which lora.dropout cannot reach; set it to 0")

@@ -1,0 +1,148 @@
+"""An oracle network beside the frozen base.
+
+Axes: B rollouts, T response tokens, N rows, L new positions, V vocabulary, D and E widths.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from dinado.bases.causal import BaseLM, LMStates
+from dinado.bases.frozen_states import frozen_states, split_taps
+from dinado.bases.joint_cache import layers_of
+from dinado.batch import RolloutBatch
+from dinado.control.oracle_network import NetworkStates, OracleNetwork
+from dinado.objectives.reduction import Link, link_scores
+from dinado.objectives.vocabulary import vocabulary_statistics
+from dinado.parameters.parameterisation import NOTHING_MORE, CannotFold, Needs, Parameterisation, Scored
+from dinado.seeding import derive_seed
+
+
+class Network(Parameterisation):
+    """Scores from an oracle network on the base's hidden states.
+
+    Args:
+        network: reads the states and gives logits u over the vocabulary.
+        taps: depths of the base that it reads, as fractions of the layers.
+        link: how u becomes a score.
+    """
+
+    is_policy = False
+
+    def __init__(self, base: BaseLM, network: OracleNetwork, taps: list[float], link: Link) -> None:
+        super().__init__(base)
+        self.network = network
+        self.taps = taps
+        self.link = link
+
+    @classmethod
+    def inject(
+        cls,
+        base: BaseLM,
+        *,
+        link: Link,
+        seed: int,
+        layers: int,
+        width: int,
+        heads: int,
+        taps: Sequence[float],
+        head: str,
+        pointer: bool,
+    ) -> Self:
+        """Build a network for a base, its scores 0 at the start; see :class:`OracleNetwork` for the settings."""
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derive_seed(seed, "oracle network"))
+            network = OracleNetwork(
+                base.hidden_size,
+                base.vocab_size,
+                len(taps),
+                width=width,
+                layers=layers,
+                heads=heads,
+                head=head,
+                pointer=pointer,
+                base_weight_VD=base.head.weight_VD,
+            )
+        return cls(base, network, list(taps), link)
+
+    @property
+    def own_width(self) -> int:
+        """E, width of the network's states."""
+        return self.network.width
+
+    def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
+        """Score a batch; gradients reach the network only."""
+        states = frozen_states(self.base, batch, [*needs.taps, *self.taps])
+        taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
+        own = self.own_states(batch, states)
+        statistics = vocabulary_statistics(
+            states.hidden_BTD,
+            self.base.head,
+            self.network.score_hidden(own),
+            self.network.head(self.base.head),
+            batch.response_BT,
+            batch.response_mask_BT,
+            self.link,
+            maximum=needs.maximum,
+            support=needs.support,
+            candidate_BTK=batch.candidate_BTK,
+        )
+        return Scored(statistics, taps, own.state_NLE)
+
+    def log_q(self, batch: RolloutBatch) -> Tensor:
+        """Log-probability of each response token under p * R."""
+        return self(batch).statistics.log_q
+
+    def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> NetworkStates:
+        """Return the network's states ``[B, T, ...]``, without a look at the vocabulary."""
+        states = frozen_states(self.base, batch, self.taps) if states is None else states
+        return self.network.forward_batch(states, batch, self.base.head)
+
+    def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
+        """The network's own states."""
+        return (self.own_states(batch).state_NLE,)
+
+    def shared_with_norm(self) -> list[nn.Parameter]:
+        """The body of the network; what leads from its states to the vocabulary is left out."""
+        pointer = () if self.network.pointer is None else self.network.pointer.parameters()
+        decodes = {id(self.network.out.weight), *map(id, pointer)}
+        return [p for p in self.network.parameters() if id(p) not in decodes]
+
+    def fold(self) -> nn.Module:
+        """A network needs the base beside it."""
+        raise CannotFold(
+            "an oracle network is not a language model of its own; take a run that trained the model (sft, "
+            "dinado_merge, or dinado_hard with parameters=lora)"
+        )
+
+    def change_norm(self) -> float:
+        """Frobenius norm of the output matrix, which is 0 at the start."""
+        return float(self.network.out.weight.detach().norm())
+
+    def cache_layers(self, alpha: float) -> int:
+        """Those of the network."""
+        return self.network.cache_layers
+
+    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
+        """log p + alpha log R, up to a constant."""
+        layers, network = self.base.num_layers, self.network
+        indices = [round(depth * layers) for depth in self.taps]
+        out = self.base.model.base_model(
+            ids_NL,
+            past_key_values=layers_of(cache, 0, layers),
+            use_cache=True,
+            output_hidden_states=any(i < layers for i in indices),
+            **where,
+        )
+        last = out.last_hidden_state
+        taps = [last if i == layers else out.hidden_states[i] for i in indices]
+        view = layers_of(cache, layers, layers + network.cache_layers)
+        ran = network.run(network.features(taps, ids_NL, self.base.head), past_key_values=view, **where)
+        last_states = NetworkStates(*(out[:, -keep:] for out in ran), *(() if len(ran) > 1 else (None,)))
+        u = network.head(self.base.head).logits(network.score_hidden(last_states))
+        return self.base.head.logits(last[:, -keep:]) + alpha * link_scores(self.link, u)

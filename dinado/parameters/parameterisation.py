@@ -1,0 +1,175 @@
+"""The protocol for what moves during training: an oracle network beside the base, adapters inside it, all weights.
+
+A parameterisation turns a batch into vocabulary statistics and the states that a norm head may read, decodes, and says
+everything else that depends on what is trained. Nothing outside this package asks which one it is.
+
+Axes: B rollouts, T response tokens, N rows, L new positions, V vocabulary, D and E widths.
+"""
+
+from __future__ import annotations
+
+import abc
+from collections.abc import Sequence
+from contextlib import AbstractContextManager
+from typing import Any, ClassVar, NamedTuple, Self
+
+from torch import Tensor, nn
+from transformers import Cache
+
+from dinado.bases.causal import BaseLM
+from dinado.batch import RolloutBatch
+from dinado.errors import UserError
+from dinado.objectives.vocabulary import VocabularyStatistics
+
+
+class Needs(NamedTuple):
+    """What a method needs beyond log q, so that nothing else is computed.
+
+    Attributes:
+        maximum: the L-infinity norm of the scores.
+        support: take it over this many likeliest tokens; 0 takes the whole vocabulary.
+        taps: depths that a norm head reads, as fractions of the layers; empty for none.
+        of_policy: read them from the policy as it stands, detached, which saves a pass of the base.
+    """
+
+    maximum: bool = False
+    support: int = 0
+    taps: tuple[float, ...] = ()
+    of_policy: bool = False
+
+
+NOTHING_MORE = Needs()
+
+
+class Scored(NamedTuple):
+    """A batch after the models have read it.
+
+    Attributes:
+        statistics: what losses need from the vocabulary axis.
+        taps: states ``[B, T, D]`` at the depths that were needed.
+        own_state_BTE: the trained states.
+    """
+
+    statistics: VocabularyStatistics
+    taps: tuple[Tensor, ...]
+    own_state_BTE: Tensor
+
+
+class MatrixPair(NamedTuple):
+    """A low-rank update ``scale * b_Or @ a_rI`` of one weight matrix, for optimisers that treat the two together."""
+
+    a_rI: nn.Parameter
+    b_Or: nn.Parameter
+    scale: float
+
+
+class CannotFold(UserError):
+    """The trained weights cannot be folded into a plain model; the message says why."""
+
+
+class Parameterisation(nn.Module, abc.ABC):
+    """What moves, around a frozen base.
+
+    Attributes:
+        base: the frozen base; its fingerprint names the pretrained weights alone.
+    """
+
+    is_policy: ClassVar[bool]
+    """Whether it is a language model of its own, which decodes without a second model beside it."""
+
+    def __init__(self, base: BaseLM) -> None:
+        super().__init__()
+        self.base = base
+
+    @classmethod
+    @abc.abstractmethod
+    def inject(cls, *args: Any, **settings: Any) -> Self:
+        """Build the trained weights around a base, or inside it, without a change of p at the start.
+
+        It is called as ``inject(base, link=..., seed=..., **settings)``.
+
+        Args:
+            base: the frozen base.
+            link: how a network's output becomes a score; a policy's score is always log q - log p.
+            seed: names the random stream of the initialisation.
+            settings: those of its section of the configuration.
+
+        Raises:
+            UserError: the base has no place for them.
+        """
+
+    @abc.abstractmethod
+    def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
+        """Score a batch; gradients reach the trained weights only."""
+
+    @abc.abstractmethod
+    def log_q(self, batch: RolloutBatch) -> Tensor:
+        """Log-probability of each response token under the controlled model, ``[B, T]`` float32, 0 on padding."""
+
+    @property
+    @abc.abstractmethod
+    def own_width(self) -> int:
+        """Width of the trained states."""
+
+    @abc.abstractmethod
+    def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
+        """Return the states that a norm head reads before training has moved anything else, each ``[B, T, D]``.
+
+        Args:
+            taps: depths of the base, for a head that reads the base.
+        """
+
+    @abc.abstractmethod
+    def shared_with_norm(self) -> list[nn.Parameter]:
+        """List the trained weights below the norm head, which learn with it; empty where it reads frozen states."""
+
+    def off(self) -> AbstractContextManager[None]:
+        """Switch the trained weights off for a while, so that the base inside is the pretrained one."""
+        return self.base.adapters(on=False)
+
+    def on(self) -> AbstractContextManager[None]:
+        """Switch them on inside a block in which they are off."""
+        return self.base.adapters(on=True)
+
+    @abc.abstractmethod
+    def fold(self) -> nn.Module:
+        """Fold the trained weights into a plain model and return it; this object must not be used afterwards.
+
+        Raises:
+            CannotFold: no plain model computes the same.
+        """
+
+    @abc.abstractmethod
+    def change_norm(self) -> float:
+        """Frobenius norm of the change of the weights since the start."""
+
+    def trained(self) -> dict[str, nn.Parameter]:
+        """Return what a checkpoint holds: the trained weights by name."""
+        return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
+
+    def groups(self) -> list[list[nn.Parameter]]:
+        """List the trained weights in groups that an optimiser may give rates of their own; one by default."""
+        return [list(self.trained().values())]
+
+    def pairs(self) -> list[MatrixPair]:
+        """List the low-rank pairs among the trained weights."""
+        return []
+
+    def recomputable(self) -> nn.Module | None:
+        """Return the model whose layers may be recomputed in the backward pass; None where it does not pay."""
+        return None
+
+    @abc.abstractmethod
+    def cache_layers(self, alpha: float) -> int:
+        """Return the number of cache layers that decoding needs behind those of the base."""
+
+    @abc.abstractmethod
+    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
+        """Return next-token logits of p * R^alpha for new tokens, ``[N, keep, V]`` float32.
+
+        Args:
+            cache: one cache for everything; the base's layers come first.
+            keep: positions to form logits for, the last ones; 0 for all.
+            where: attention mask and position ids.
+            alpha: control strength.
+        """

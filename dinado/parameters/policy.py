@@ -1,0 +1,124 @@
+"""Policies: models whose scores are log q - log p, with adapters inside the base or weights of their own.
+
+Axes: B rollouts, T response tokens, N rows, L new positions, V vocabulary, D width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from transformers import Cache
+
+from dinado.bases.causal import BaseLM
+from dinado.bases.frozen_states import base_taps, split_taps
+from dinado.bases.joint_cache import layers_of
+from dinado.batch import RolloutBatch
+from dinado.objectives.reduction import Head
+from dinado.objectives.vocabulary import VocabularyStatistics, token_log_probs, vocabulary_statistics
+from dinado.parameters.parameterisation import NOTHING_MORE, Needs, Parameterisation, Scored
+
+
+class Policy(Parameterisation, ABC):
+    """Scores log q - log p of a policy.
+
+    Args:
+        base: the frozen base.
+        policy: what runs the policy: the same BaseLM when adapters live in it, another one for a copy.
+    """
+
+    is_policy = True
+
+    def __init__(self, base: BaseLM, policy: BaseLM) -> None:
+        super().__init__(base)
+        self.policy = policy
+
+    @property
+    def own_width(self) -> int:
+        """Width of the policy's states."""
+        return self.policy.hidden_size
+
+    @property
+    def head(self) -> Head:
+        """The policy's output head."""
+        return self.policy.head
+
+    def forward(self, batch: RolloutBatch, needs: Needs = NOTHING_MORE) -> Scored:
+        """Score a batch; gradients reach the policy's trained weights only."""
+        base_BTD: Tensor | None = None
+        taps: tuple[Tensor, ...] = ()
+        of_base, of_policy = ((), needs.taps) if needs.of_policy else (needs.taps, ())
+        if needs.maximum or of_base:
+            taps, states = base_taps(self.base, batch, of_base)
+            base_BTD = states.hidden_BTD
+        states = self.policy.states(batch, of_policy, grad=True)
+        policy_BTD = states.hidden_BTD
+        if of_policy:
+            taps, _ = split_taps(states, len(of_policy), batch.prompt_of_row_B)
+            taps = tuple(tap.detach() for tap in taps)
+        if needs.maximum and base_BTD is not None:
+            statistics = vocabulary_statistics(
+                base_BTD,
+                self.base.head,
+                policy_BTD,
+                self.head,
+                batch.response_BT,
+                batch.response_mask_BT,
+                "log_ratio",
+                support=needs.support,
+                candidate_BTK=batch.candidate_BTK,
+            )
+        else:
+            statistics = self._without_base(policy_BTD, batch)
+        return Scored(statistics, taps, policy_BTD)
+
+    def log_q(self, batch: RolloutBatch) -> Tensor:
+        """Log-probability of each response token under the policy; the base never runs."""
+        policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
+        return token_log_probs(policy_BTD, self.head, batch.response_BT[..., None], batch.response_mask_BT)[..., 0]
+
+    def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
+        """States of the frozen base: the policy is not run."""
+        return base_taps(self.base, batch, tuple(taps))[0]
+
+    def shared_with_norm(self) -> list[nn.Parameter]:
+        """The base's states are frozen."""
+        return []
+
+    def recomputable(self) -> nn.Module:
+        """The policy."""
+        return self.policy
+
+    def cache_layers(self, alpha: float) -> int:
+        """A second set for the base, where control is stronger or weaker than trained."""
+        return self.base.num_layers if alpha != 1.0 else 0
+
+    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
+        """The policy's logits; between (or beyond) those of the base and the policy where alpha is not 1."""
+        of_policy = self._logits(self.policy, self.head, 0, ids_NL, cache, keep, where)
+        if alpha == 1.0:
+            return of_policy
+        with self.off():
+            of_base = self._logits(self.base, self.base.head, self.base.num_layers, ids_NL, cache, keep, where)
+        return of_base + alpha * (of_policy - of_base)
+
+    def _without_base(self, policy_BTD: Tensor, batch: RolloutBatch) -> VocabularyStatistics:
+        """A policy is normalised already and log p of the sampled tokens is on record: no pass over p's vocabulary."""
+        asked_BTK = batch.response_BT[..., None]
+        if batch.candidate_BTK is not None:
+            asked_BTK = torch.cat([asked_BTK, batch.candidate_BTK], -1)
+        log_q_BTK = token_log_probs(policy_BTD, self.head, asked_BTK, batch.response_mask_BT)
+        log_q_BT = log_q_BTK[..., 0]
+        log_p_BT = batch.known_log_p_BT * batch.response_mask_BT
+        candidate_log_q = None if batch.candidate_BTK is None else log_q_BTK[..., 1:]
+        return VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None, candidate_log_q)
+
+    @staticmethod
+    def _logits(
+        lm: BaseLM, head: Head, start: int, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
+        view = layers_of(cache, start, start + lm.num_layers)
+        out = lm.model.base_model(ids_NL, past_key_values=view, use_cache=True, **where)
+        return head.logits(out.last_hidden_state[:, -keep:])

@@ -1,0 +1,111 @@
+"""What the oracle sees in unfinished responses: in every beginning of a rollout, and in that beginning plus one token.
+
+Axes: T tokens of a response, K candidates for the next one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+import torch
+
+from dinado.batch import RolloutBatch
+from dinado.oracles import Oracle
+from dinado.prompt import Prompt
+
+if TYPE_CHECKING:
+    from dinado.bases.causal import BaseLM
+
+Decode = Callable[[Sequence[int]], str]
+
+
+class Lookahead(NamedTuple):
+    """What is known about each token of one response, and about the tokens that could have stood in its place.
+
+    Attributes:
+        progress_T: of the text before the token.
+        candidate_TK: the base's likeliest next tokens, likeliest first.
+        log_p_TK: their log-probabilities.
+        outlook_TK: the oracle's verdict where the candidate ends the response, else the progress that it makes.
+    """
+
+    progress_T: np.ndarray
+    candidate_TK: np.ndarray
+    log_p_TK: np.ndarray
+    outlook_TK: np.ndarray
+
+
+@torch.no_grad()
+def likeliest(base: BaseLM, batch: RolloutBatch, num_candidates: int) -> list[tuple[np.ndarray, np.ndarray]]:
+    """The base's likeliest tokens at each position of each row, and their log-probabilities, ``[T, K]`` each."""
+    hidden_BTD = base.states(batch).hidden_BTD
+    found = []
+    for hidden_TD, mask_T in zip(hidden_BTD, batch.response_mask_BT, strict=True):
+        log_p_TV = base.head.logits(hidden_TD[mask_T.bool()]).log_softmax(-1)
+        log_p_TK, token_TK = log_p_TV.topk(min(num_candidates, log_p_TV.shape[1]), -1)
+        found.append((token_TK.cpu().numpy().astype(np.int32), log_p_TK.cpu().numpy()))
+    return found
+
+
+def look_ahead(
+    oracle: Oracle,
+    prompt: Prompt,
+    tokens: Sequence[int],
+    candidate_TK: np.ndarray,
+    log_p_TK: np.ndarray,
+    decode: Decode,
+    *,
+    eos_ids: Sequence[int],
+    max_new_tokens: int,
+    judge_truncated: bool,
+) -> Lookahead:
+    """Ask the oracle about every beginning of a response and every candidate after it.
+
+    Args:
+        max_new_tokens: a candidate that fills this budget ends the response, truncated unless it is an end of sequence.
+        judge_truncated: whether a truncated response is judged; it has failed otherwise.
+
+    Raises:
+        OracleError: from the oracle.
+    """
+    unfinished, finished = _Questions(), _Questions()
+    before_T, outlook_TK = [], []
+    for t, candidate_K in enumerate(candidate_TK.tolist()):
+        prefix = list(tokens[:t])
+        before_T.append(unfinished.ask(decode(prefix)))
+        row = []
+        for token in candidate_K:
+            if token in eos_ids:
+                row.append((finished, finished.ask(decode(prefix))))
+            elif t + 1 < max_new_tokens:
+                row.append((unfinished, unfinished.ask(decode([*prefix, token]))))
+            else:
+                row.append((finished, finished.ask(decode([*prefix, token])) if judge_truncated else -1))
+        outlook_TK.append(row)
+    unfinished.answer(oracle.checked_progress, prompt)
+    finished.answer(oracle, prompt)
+    return Lookahead(
+        np.array([unfinished.answers[place] for place in before_T], dtype=np.float32),
+        candidate_TK,
+        log_p_TK,
+        np.array([[asked.answers[place] for asked, place in row] for row in outlook_TK], dtype=np.float32),
+    )
+
+
+class _Questions:
+    """Texts to be judged together, none of them twice."""
+
+    def __init__(self) -> None:
+        self._place_of: dict[str, int] = {}
+        self.answers: list[float] = []
+
+    def ask(self, text: str) -> int:
+        """Where the answer will be."""
+        return self._place_of.setdefault(text, len(self._place_of))
+
+    def answer(self, judge: Callable[[Sequence[Prompt], Sequence[str]], torch.Tensor], prompt: Prompt) -> None:
+        """Ask; the last answer, which place -1 points at, is failure."""
+        texts = list(self._place_of)
+        self.answers = [*judge([prompt] * len(texts), texts).tolist(), 0.0]

@@ -1,0 +1,1 @@
+"""Run experiments: sessions, trainers, evaluation, restoring, generation, checkpoints, loggers."""

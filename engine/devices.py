@@ -1,0 +1,29 @@
+"""Where models compute, inside ``fit`` and around it: rollouts are sampled and judged on the same device."""
+
+from __future__ import annotations
+
+import torch
+
+from dinado.errors import ConfigError
+from dinado.ranks import local_rank
+from workbench.settings.run_settings import TrainerConfig
+
+
+def device_of(settings: TrainerConfig) -> torch.device:
+    """The device of this process, the one that Lightning's Trainer gives it too.
+
+    Raises:
+        ConfigError: ``trainer.accelerator`` asks for one that is not there, or ``trainer.devices`` for more of them.
+    """
+    wanted, found = settings.accelerator, torch.cuda.device_count()
+    if wanted == "cpu" or (wanted == "auto" and not found):
+        return torch.device("cpu")
+    if not found:
+        raise ConfigError("trainer.accelerator=gpu: there is no CUDA device that torch can use here; take auto or cpu")
+    index = local_rank()
+    if index >= found:
+        raise ConfigError(
+            f"trainer.devices={settings.devices}: this machine has {found} CUDA devices; lower it, or take "
+            "trainer.accelerator=cpu"
+        )
+    return torch.device("cuda", index)

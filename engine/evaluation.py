@@ -1,0 +1,162 @@
+"""Evaluate a trained method: held-out rollouts for KL and R, fresh samples for success, reference rows beside it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from datamodules.rollout_datamodule import RolloutDataModule
+from datamodules.run_stores import RunStores
+from datamodules.tasks import Task
+from dinado.bases.causal import BaseLM
+from dinado.batch import RolloutBatch
+from dinado.control.controlled_lm import ControlledLM
+from dinado.evaluation.exact_rows import exact_base_row, exact_row
+from dinado.evaluation.judged_samples import JudgedSamples, pieces, sample_and_judge
+from dinado.evaluation.result_rows import Row, best_of, row_of, without_kl
+from dinado.exact import ExactWorld
+from dinado.objectives.weights import smoothed_root
+from dinado.ranks import is_writer
+from dinado.rollouts.rollout_table import Rollouts
+from lightning_modules.rollout_method import RolloutMethod
+from workbench.settings.config import Config
+
+
+@dataclass
+class Report:
+    """Rows of the final table by label, and the samples behind the first and the last of them."""
+
+    rows: dict[str, Row]
+    before: JudgedSamples
+    after: JudgedSamples
+
+
+def base_rows(config: Config, base: BaseLM, task: Task) -> tuple[dict[str, Row], JudgedSamples]:
+    """Reference rows from the held-out rollouts: the base, and best-of-n of it."""
+    samples = samples_of_store(RunStores(config, base, task).held_out().read())
+    with_metrics = config.eval.text_metrics and task.has_references
+    rows = {"base": row_of(samples, with_text_metrics=with_metrics)}
+    n = min(config.eval.best_of, config.eval.rollouts_per_prompt)
+    if n:
+        rows[f"best of {n}"] = without_kl(row_of(best_of(samples, n), with_text_metrics=with_metrics))
+    return rows, samples
+
+
+@torch.no_grad()
+def evaluate_method(
+    method: RolloutMethod, data: RolloutDataModule, task: Task, world: ExactWorld | None
+) -> Report | None:
+    """All `val/` numbers of one method, with reference rows; all processes share the work, the first has the report."""
+    config, base = method.config, method.base
+    method.eval()
+    method.diagnostics.reset()
+    with base.in_step():
+        for batch in data.val_dataloader():
+            batch = batch.to(base.device)
+            method.diagnostics.update(batch, method.terms(batch).held_out)
+    numbers = {f"val/{key}": value for key, value in method.diagnostics.compute().items()}
+    method.diagnostics.reset()
+    for name in ("forward_consistency", "forward_consistency_per_token"):
+        if f"val/{name}" in numbers:
+            numbers[f"reg/{name}"] = numbers.pop(f"val/{name}")
+    model = method.controlled()
+    after = _samples(model, base, task, config)
+    with base.in_step():
+        return _report(method, task, world, numbers, after) if is_writer() else None
+
+
+def _report(method: RolloutMethod, task: Task, world: ExactWorld | None, numbers: Row, after: JudgedSamples) -> Report:
+    """The method's row, those it is compared with, and what there is to see of them."""
+    config, base, model = method.config, method.base, method.controlled()
+    rows, before = base_rows(config, base, task)
+    rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
+    row = numbers | row_of(after, with_text_metrics=config.eval.text_metrics and task.has_references)
+    if world is not None:
+        row |= exact_row(world, model, config.eval.exact_samples, config.seed)
+        rows["base"] |= exact_base_row(world)
+    rows[config.method] = row
+    for samples in (before, after):
+        trace_r(method, samples, before, config.eval.show)
+    return Report(rows, before, after)
+
+
+def _samples(model: ControlledLM, base: BaseLM, task: Task, config: Config) -> JudgedSamples:
+    """Texts of the model for all held-out prompts, each prompt answered by one of the processes."""
+    several = dist.is_available() and dist.is_initialized()
+    rank, world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+    with base.in_step():
+        mine = sample_and_judge(
+            model,
+            base,
+            task.oracle,
+            task.val_prompts,
+            per_prompt=config.eval.samples_per_prompt,
+            max_new_tokens=config.rollouts.max_new_tokens,
+            truncated=config.rollouts.truncated,
+            seed=config.seed,
+            places=range(rank, len(task.val_prompts), world_size),
+        )
+    if not several:
+        return mine
+    parts: list[Any] = [None] * world_size
+    dist.all_gather_object(parts, mine)
+    everything, place_of = JudgedSamples(), []
+    for number, part in enumerate(parts):
+        everything.add(part)
+        place_of += [number + world_size * (row // config.eval.samples_per_prompt) for row in range(len(part.texts))]
+    return everything.take(sorted(range(len(place_of)), key=place_of.__getitem__))
+
+
+def samples_of_store(rollouts: Rollouts) -> JudgedSamples:
+    """Stored base rollouts in the form of fresh samples."""
+    prompts = [rollouts.prompts[index] for index in rollouts.prompt_index_N.tolist()]
+    log_p = rollouts.log_p_N.tolist()
+    return JudgedSamples(
+        prompts,
+        [rollouts.text(row) for row in range(len(rollouts))],
+        rollouts.finished_N.tolist(),
+        rollouts.score_N.tolist(),
+        log_p,
+        log_p,
+        rollouts.length_N.tolist(),
+        [rollouts.response(row)[0].tolist() for row in range(len(rollouts))],
+        [[] for _ in range(len(rollouts))],
+    )
+
+
+def trace_r(method: RolloutMethod, samples: JudgedSamples, before: JudgedSamples, count: int) -> None:
+    """Note predicted R, if there is any, along the first text of each of the first ``count`` prompts, in one pass.
+
+    Args:
+        before: base rollouts of the same prompts, which say what R(c) is to a method that has to be told.
+    """
+    rows = [row for row in samples.first_rows(count) if len(samples.tokens[row])]
+    if not rows:
+        return
+    base, prompts = method.base, [samples.prompts[row] for row in rows]
+    ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
+    tokens = [samples.tokens[row] for row in rows]
+    batch = RolloutBatch.unjudged(ids_PS, mask_PS, range(len(rows)), tokens)
+    everyone = [before.prompts[row] for row in before.first_rows(len(before.prompts))]
+    rates = {
+        prompt.id: smoothed_root(torch.tensor(scores))
+        for prompt, scores in zip(everyone, before.per_prompt(before.score), strict=True)
+    }
+    batch.root_B = torch.tensor([float(rates.get(prompt.id, 0.5)) for prompt in prompts], device=base.device)
+    log_r_BT = method.terms(batch).log_r_BT
+    if log_r_BT is None:
+        return
+    log_r_BT = log_r_BT.float()
+    for row, ids, log_r_T in zip(rows, tokens, log_r_BT.clamp(max=0).exp().tolist(), strict=True):
+        samples.along[row] = list(zip(pieces(base, ids), log_r_T[: len(ids)], strict=True))
+
+
+def _gap(samples: JudgedSamples) -> float:
+    """Mean over prompts of -log R(c), where some rollout is positive: the base's own KL(q*||p)."""
+    rates = [sum(group) / len(group) for group in samples.per_prompt(samples.score)]
+    gaps = [-math.log(rate) for rate in rates if rate > 0]
+    return sum(gaps) / len(gaps) if gaps else math.nan

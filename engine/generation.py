@@ -1,0 +1,128 @@
+"""Decode prompts of any origin with a trained run: what ``generate.py`` does."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from dinado.control.controlled_lm import ControlledLM
+from dinado.errors import DataError
+from dinado.prompt import Prompt
+from dinado.rollouts.sampler import Decoder, sample, uniforms
+from engine.devices import device_of
+from engine.restoring import restore_method
+
+BATCH = 16
+"""Prompts decoded at once."""
+
+
+def read_prompts(text: str | None, file: str | None) -> list[Prompt]:
+    """Prompts from the command line, a JSON-lines file, or stdin (one a line).
+
+    Raises:
+        DataError: nothing to read, or a line that is not what it should be.
+    """
+    if text is not None and file is not None:
+        raise DataError("give --prompt or --input, not both")
+    if text is not None:
+        prompts = [Prompt("0", text)]
+    elif file is not None:
+        prompts = list(_from_jsonl(Path(file)))
+    else:
+        prompts = [Prompt(str(i), line.strip()) for i, line in enumerate(_lines_of_stdin()) if line.strip()]
+    if not prompts:
+        raise DataError("there is no prompt to answer; give --prompt TEXT, --input FILE, or lines on stdin")
+    return prompts
+
+
+@torch.no_grad()
+def write_texts(
+    run: Path,
+    prompts: list[Prompt],
+    *,
+    output: str | None,
+    mode: str,
+    num: int,
+    beams: int,
+    alpha: float | None,
+    max_new_tokens: int | None,
+    seed: int,
+) -> list[dict[str, Any]]:
+    """Decode every prompt ``num`` times; texts go to stdout, or as JSON lines to ``output``."""
+    if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
+        raise DataError(f"--output {output}: name a file in a folder that exists")
+    method = restore_method(run)
+    method.to(device_of(method.config.trainer))
+    model = method.controlled(alpha)
+    budget = max_new_tokens or method.config.rollouts.max_new_tokens
+    records: list[dict[str, Any]] = []
+    stream = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
+    try:
+        for start in range(0, len(prompts), BATCH):
+            some = prompts[start : start + BATCH]
+            texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, start=start)
+            for prompt, answers in zip(some, texts, strict=True):
+                for text in answers:
+                    record = {**prompt.data, "prompt": prompt.text, "text": text}
+                    records.append(record)
+                    print(json.dumps(record, ensure_ascii=False) if output else text, file=stream, flush=True)
+    finally:
+        if output:
+            stream.close()
+    return records
+
+
+def decode(
+    model: ControlledLM, prompts: list[Prompt], *, mode: str, num: int, beams: int, budget: int, seed: int, start: int
+) -> list[list[str]]:
+    """``num`` texts for each prompt: independent samples, or the best beams."""
+    base = model.base
+    ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
+    if mode == "sample":
+        uniform_NT = uniforms(range(start, start + len(prompts)), num, budget, seed, "generate")
+        rows = sample(Decoder(model), ids_PS, mask_PS, base.eos_ids, uniform_NT).tokens
+    else:
+        width = 1 if mode == "greedy" else max(beams, num)
+        out = model.generate(
+            input_ids=ids_PS,
+            attention_mask=mask_PS,
+            do_sample=False,
+            num_beams=width,
+            num_return_sequences=num if mode == "beam" else 1,
+            max_new_tokens=budget,
+        )
+        rows = out[:, ids_PS.shape[1] :].tolist()
+    texts = [base.decode(row) for row in rows]
+    each = len(texts) // len(prompts)
+    return [texts[i * each : (i + 1) * each] for i in range(len(prompts))]
+
+
+def _lines_of_stdin() -> list[str]:
+    try:
+        return sys.stdin.read().splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"stdin is not UTF-8 at byte {error.start}") from None
+
+
+def _from_jsonl(file: Path) -> Iterator[Prompt]:
+    if not file.is_file():
+        raise DataError(f"--input {file}: {'is a folder' if file.is_dir() else 'no such file'}")
+    try:
+        lines = file.read_text(encoding="utf-8").splitlines()
+    except UnicodeDecodeError as error:
+        raise DataError(f"--input {file}: not UTF-8 at byte {error.start}") from None
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except json.JSONDecodeError as error:
+            raise DataError(f"--input {file}, line {number}: not JSON ({error.msg})") from None
+        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
+            raise DataError(f"--input {file}, line {number}: needs a text field `prompt`")
+        yield Prompt(str(number), row["prompt"], {key: value for key, value in row.items() if key != "prompt"})

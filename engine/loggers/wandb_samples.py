@@ -1,0 +1,39 @@
+"""The rows of W&B's sample table."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from html import escape
+
+from dinado.evaluation.judged_samples import JudgedSamples
+from workbench.report.palette import shade
+
+COLUMNS = ("prompt", "text", "oracle", "R along the text")
+END = "∎"
+"""Stands for the end-of-sequence token, which has an R but no text."""
+
+
+def rows(samples: JudgedSamples) -> Iterator[tuple[str, str, float, str]]:
+    """Prompt, text, the oracle's verdict, and the text as HTML with every token coloured by predicted R."""
+    columns = zip(samples.prompts, samples.texts, samples.score, samples.along, strict=True)
+    for prompt, text, score, along in columns:
+        yield prompt.text, text, float(score), coloured(along)
+
+
+def coloured(along: Sequence[tuple[str, float]]) -> str:
+    """Tokens on the colour of the predicted R of what has been written up to their end, the number on hovering.
+
+    What colours alone would say is said in words before them.
+    """
+    if not along:
+        return ""
+    first, last = along[0][1], along[-1][1]
+    # Tokens that add no text are parts of a character, which the last of them shows whole.
+    shown = [(piece, r) for piece, r in along[:-1] if piece] + [(along[-1][0] or END, last)]
+    spans = [
+        f'<span style="background:{shade(min(max(r, 0.0), 1.0))}" title="R {r:.2f}">{escape(piece)}</span>'
+        for piece, r in shown
+    ]
+    head = f'<small style="color:#555">R {first:.2f} after the first token, {last:.2f} after the last</small>'
+    style = "font:14px/1.6 sans-serif;color:#000;background:#fff;white-space:pre-wrap"
+    return f'<meta charset="utf-8"><div style="{style}">{head}\n{"".join(spans)}</div>'

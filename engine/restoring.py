@@ -1,0 +1,102 @@
+"""Bases and trained runs from what is on disk."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dinado.bases.catalogue import resolve_base
+from dinado.bases.causal import BaseLM
+from dinado.bases.markov import build_markov
+from dinado.bases.tiny_gpt2 import build_tiny_gpt2
+from dinado.errors import ConfigError
+from dinado.exact import EnumeratedWorld, ExactWorld, MarkovWorld
+from dinado.oracles.tokens import token_dfa
+from dinado.parameters.parameterisation import CannotFold
+from engine.checkpoints import read_checkpoint
+from lightning_modules.build_method import build_method
+from lightning_modules.rollout_method import RolloutMethod, check_checkpoint
+from workbench.run_folder import find_run
+from workbench.settings.config import Config
+from workbench.settings.derived import task_of
+from workbench.settings.loader import from_run_folder
+
+
+def build_base(config: Config) -> BaseLM:
+    """The frozen base that a configuration names: an exact world's, an earlier run's, or a Hugging Face model."""
+    task, settings = config.task, config.base
+    if task.name == "exact_world":
+        model, tokenizer = build_markov(task.vocab_size, task.seed, task.required, task.rarity)
+        return BaseLM(model, tokenizer, temperature=settings.temperature, name="markov")
+    if task.name == "exact_gpt2":
+        model, tokenizer = build_tiny_gpt2(task.vocab_size, task.seed)
+        return BaseLM(model, tokenizer, temperature=settings.temperature, name="tiny-gpt2")
+    if settings.run is not None:
+        return base_of_run(settings.run, config)
+    return BaseLM.load(
+        resolve_base(settings.name, Path(config.data.cache)),
+        revision=settings.revision,
+        dtype=settings.dtype,
+        name=settings.name,
+        temperature=settings.temperature,
+        chat_template=settings.chat_template,
+        system_prompt=settings.system_prompt,
+    )
+
+
+def base_of_run(run: str, config: Config) -> BaseLM:
+    """An earlier run's policy as a plain model, adapters folded in, with its own prompt format and temperature."""
+    method = restore_method(run)
+    tokenizer = method.base.tokenizer
+    try:
+        model = method.scores.fold()
+    except CannotFold as why:
+        raise ConfigError(f"base.run={run}, method={method.config.method}: {why}") from None
+    settings = method.config.base
+    return BaseLM(
+        model,
+        tokenizer,
+        # The policy was trained as softmax(logits / its temperature); this run's setting comes on top of nothing else.
+        temperature=config.base.temperature if config.base.temperature != 1.0 else settings.temperature,
+        chat_template=settings.chat_template,
+        system_prompt=settings.system_prompt,
+        name=f"run {Path(run).name}",
+    )
+
+
+def restore_method(run: str | Path, base: BaseLM | None = None) -> RolloutMethod:
+    """The trained method of a run, from its last checkpoint, or from the one that ``run`` names.
+
+    Args:
+        base: the run's base, if it has been loaded already.
+
+    Raises:
+        CheckpointError: no such run, no checkpoint yet, or one that does not fit.
+    """
+    folder = find_run(run)
+    config = from_run_folder(folder.path).config
+    method = build_method(config, base or build_base(config))
+    check_and_load(method, read_checkpoint(folder.checkpoint))
+    return method.eval()
+
+
+def check_and_load(method: RolloutMethod, checkpoint: dict[str, Any]) -> None:
+    """Load trained parameters, refusing a checkpoint that does not fit exactly."""
+    check_checkpoint(method, checkpoint)
+    method.load_state_dict(checkpoint["state_dict"], strict=False)
+
+
+def build_world(config: Config, base: BaseLM) -> ExactWorld | None:
+    """The exact world of an exact task, None for any other."""
+    task = config.task
+    if not task_of(config).exact:
+        return None
+    dfa = token_dfa(task.vocab_size, task.required, task.avoided, task.ends_with)
+    kind = MarkovWorld if task.name == "exact_world" else EnumeratedWorld
+    world = kind.from_model(base.model, task.length, dfa, base.temperature)
+    if not 0 < world.success_rate < 1:
+        raise ConfigError(
+            f"task.required, task.avoided and task.ends_with accept a share of {world.success_rate:g} of all texts of "
+            f"task.length={task.length}; there is nothing to learn"
+        )
+    return world

@@ -1,0 +1,185 @@
+"""Rounds of sampling: rollouts of the model as it stands, and every density that weighing them takes."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from datamodules.fill_stores import StoreFiller
+from datamodules.rollout_datamodule import RolloutDataModule
+from dinado.batch import RolloutBatch
+from dinado.errors import StoreError
+from dinado.rollouts.density import fill_densities, proposal_log_density
+from dinado.rollouts.drawn import missing_densities
+from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.shard import write_whole
+from lightning_modules.callbacks.graceful_stop import GracefulStop, interruption
+from lightning_modules.log_now import log_now
+from lightning_modules.rollout_method import RolloutMethod
+
+log = logging.getLogger(__name__)
+
+
+class Rounds(Callback):
+    """Draws the rounds of a run from its method, between two optimiser steps.
+
+    A round is drawn when its last step before is over and saved, so that a run that is stopped in the middle of
+    sampling goes on there. It belongs behind the callback that saves.
+
+    Args:
+        method: what is trained; its weights, mode and gradients are as before when a round has been drawn.
+        data: what the round is added to.
+        filler: samples, judges and records.
+    """
+
+    def __init__(self, method: RolloutMethod, data: RolloutDataModule, filler: StoreFiller) -> None:
+        self._method = method
+        self._data = data
+        self._filler = filler
+
+    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Add the rounds that a resumed run has behind it; draw those that a new run needs before its first step."""
+        for index, model in enumerate(self._data.restored_models, 1):
+            self.draw(index, model)
+        self._data.check_restored()
+        if trainer.ckpt_path is None:
+            self._reach(0)
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Draw what was due where a resumed run stopped, now that its record ends there."""
+        self._reach(self._data.steps_done)
+
+    def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
+        """Draw what is due before the next step."""
+        if not (trainer.fit_loop._should_accumulate() or trainer.should_stop):
+            self._reach(trainer.global_step)
+
+    def _reach(self, step: int) -> None:
+        while step < self._data.num_steps and self._data.begins_round(step):
+            self.draw(len(self._data.models) + 1)
+
+    def draw(self, index: int, model: str | None = None) -> None:
+        """Sample, judge, give every text its log-probability under every source so far, and hand the rows on.
+
+        What is there already is not made again.
+
+        Args:
+            index: number of the round.
+            model: what a run that is resumed drew this round from; None is the model as it stands, or the base at a
+                higher temperature as long as nothing has been accepted.
+
+        Raises:
+            KeyboardInterrupt: on Ctrl-C or a scheduler's warning; finished blocks stay.
+            StoreError: an earlier model's weights are gone and something has to be made from them.
+        """
+        method, data = self._method, self._data
+        trainer, training = method.trainer, method.training
+        place = (trainer.global_rank, trainer.world_size)
+        method.eval()
+        now = weights_fingerprint(method)
+        drawn_from = model or data.exploration() or now
+        stores = data.next_round(drawn_from)
+        if place[0] == 0 and not all(store.is_complete() for store in stores):
+            of = "the model" if data.exploration() is None else f"the base at {drawn_from}, as nothing was accepted yet"
+            log.info("round %d of %d: sampling from %s", index + 1, data.config.rollouts.rounds, of)
+        self._fill(stores, now, place)
+        trainer.strategy.barrier("densities")
+        data.add_round(drawn_from)
+        method.train(training)
+        # A round that was drawn before the checkpoint is on record already.
+        if model is None:
+            log_now(trainer.loggers, {**data.summary, "rollouts/round": float(index)}, trainer.global_step)
+
+    @torch.no_grad()
+    def _fill(self, stores: list[RolloutStore], now: str, place: tuple[int, int]) -> None:
+        """Make what is missing of a round: texts, verdicts, states, and densities of it and of all rounds before it.
+
+        Args:
+            now: fingerprint of the method's weights.
+            place: rank and number of processes.
+        """
+        method, data = self._method, self._data
+        for store in stores:
+            if store.spec.model == now and place[0] == 0:
+                save_model(store, method)
+            controlled = method.controlled(alpha=1.0) if store.spec.model is not None else None
+            with _weights_of(method, store, unless=store.is_complete()):
+                self._filler.fill(store, controlled=controlled, on_progress=lambda _: self._check_stop())
+            self._filler.fill_states(store)
+        everything = [*data.stores, *stores]
+        for store, source in missing_densities(everything):
+            drawn_from = next(other for other in everything if other.source == source)
+            with _weights_of(method, drawn_from):
+                log_density = _log_density(method, drawn_from)
+                fill_densities(method.base, store, source, log_density, rank=place[0], world_size=place[1])
+            self._check_stop()
+
+    def _check_stop(self) -> None:
+        for stop in self._method.trainer.callbacks:
+            if isinstance(stop, GracefulStop) and stop.received:
+                raise interruption(stop.received)
+
+
+def weights_fingerprint(method: RolloutMethod) -> str:
+    """Changes with any bit of what has been trained, or with the base."""
+    digest = hashlib.sha256(method.base.fingerprint.encode())
+    for name, value in sorted(method.state_dict().items()):
+        digest.update(f"{name}{tuple(value.shape)}".encode())
+        digest.update(value.detach().cpu().reshape(-1).contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
+
+
+def save_model(store: RolloutStore, method: RolloutMethod) -> None:
+    """Keep the trained weights beside what is drawn from them: later rounds have to ask them again."""
+    weights = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
+    if not _weights_file(store).is_file():
+        write_whole(_weights_file(store), save(weights))
+
+
+def _load_model(store: RolloutStore) -> dict[str, Tensor]:
+    try:
+        return load(_weights_file(store).read_bytes())
+    except (OSError, SafetensorError) as error:
+        raise StoreError(f"{_weights_file(store)} cannot be read ({error}); start the run again") from None
+
+
+def _weights_file(store: RolloutStore) -> Path:
+    return store.folder / "model.safetensors"
+
+
+@contextmanager
+def _weights_of(method: RolloutMethod, store: RolloutStore, unless: bool = False) -> Iterator[None]:
+    """Put the model that a store was drawn from in place for a while, where it is another than that of now."""
+    if unless or store.spec.model in (None, weights_fingerprint(method)):
+        yield
+        return
+    now = {name: value.clone() for name, value in method.state_dict().items()}
+    method.load_state_dict(_load_model(store), strict=False)
+    try:
+        yield
+    finally:
+        method.load_state_dict(now, strict=False)
+
+
+def _log_density(method: RolloutMethod, store: RolloutStore) -> Callable[[RolloutBatch], Tensor]:
+    """log-probabilities of whole responses under what a store was drawn from; its model has to be in place."""
+
+    def of_base(batch: RolloutBatch) -> Tensor:
+        with method.scores.off():
+            return proposal_log_density(method.base, store.spec.proposal, batch)
+
+    def of_model(batch: RolloutBatch) -> Tensor:
+        return (method.scores(batch).statistics.log_q * batch.response_mask_BT).sum(1)
+
+    return of_base if store.spec.model is None else of_model

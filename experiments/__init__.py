@@ -1,1 +1,0 @@
-"""Configuration, command line and run folders; nothing here imports torch."""

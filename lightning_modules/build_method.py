@@ -1,0 +1,25 @@
+"""From a method's row in the table to its LightningModule."""
+
+from __future__ import annotations
+
+from dinado.bases.acceleration import checkpoint_layers, compile_layers
+from dinado.bases.causal import BaseLM
+from dinado.imports import imported
+from lightning_modules.rollout_method import RolloutMethod
+from workbench.settings.config import Config
+from workbench.settings.derived import method_of
+
+
+def build_method(config: Config, base: BaseLM) -> RolloutMethod:
+    """Build the configured method around a base; adapters are injected into the base.
+
+    Raises:
+        UserError: ``trainer.checkpointing`` for a base without transformer layers.
+    """
+    kind: type[RolloutMethod] = imported(method_of(config).module)
+    method = kind(config, base)
+    if config.trainer.compile:
+        compile_layers(method)
+    if config.trainer.checkpointing and (model := method.scores.recomputable()) is not None:
+        checkpoint_layers(model)
+    return method

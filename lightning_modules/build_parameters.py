@@ -1,0 +1,27 @@
+"""From the configuration to what moves."""
+
+from __future__ import annotations
+
+import dataclasses
+
+from dinado.bases.causal import BaseLM
+from dinado.imports import imported
+from dinado.objectives.reduction import Link
+from dinado.parameters.parameterisation import Parameterisation
+from workbench.settings.config import Config
+from workbench.settings.derived import parameterisation_of
+
+
+def build_parameters(config: Config, base: BaseLM, link: Link) -> Parameterisation:
+    """Inject what the configuration trains into a base, or build it beside it.
+
+    Args:
+        link: how an oracle network's output becomes a score.
+
+    Raises:
+        UserError: the base has no place for it.
+    """
+    row = parameterisation_of(config)
+    settings = dataclasses.asdict(config.own(row.settings)) if row.settings is not None else {}
+    kind: type[Parameterisation] = imported(row.module)
+    return kind.inject(base, link=link, seed=config.seed, **settings)

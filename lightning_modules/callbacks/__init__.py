@@ -1,0 +1,1 @@
+"""Lightning callbacks: stopping, resuming, training the norm head first."""

@@ -1,0 +1,137 @@
+"""What held-out base rollouts say about a model under training: distance to q*, and how good its R is.
+
+Kept as plain numbers per rollout, gathered over processes as objects keyed by prompt, so nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from dinado.batch import RolloutBatch
+from dinado.metrics.intervals import mean_interval
+from dinado.objectives.estimators import calibration_error, kl_to_optimum, pairwise_auc
+
+
+class HeldOut(NamedTuple):
+    """What a method says about a batch of base rollouts.
+
+    Attributes:
+        log_p_BT: log-probability of each response token under the base; None where it is not known.
+        log_q_BT: the same under the controlled model.
+        log_r_BT: log R after each token; None for a method that predicts none.
+        consistency_B: forward consistency of each rollout, in nats; None without R.
+        num_links_B: pairs of neighbouring values behind it.
+    """
+
+    log_p_BT: Tensor | None
+    log_q_BT: Tensor
+    log_r_BT: Tensor | None = None
+    consistency_B: Tensor | None = None
+    num_links_B: Tensor | None = None
+
+
+class RolloutDiagnostics:
+    """Collects held-out rollouts and reduces them to the `val/` numbers that need no sampling."""
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything collected."""
+        self._prompts: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+
+    def update(self, batch: RolloutBatch, held_out: HeldOut) -> None:
+        """Add a batch of base rollouts; one without weight only fills up a process that has fewer."""
+        if not batch.weight_total:
+            return
+        if held_out.log_p_BT is None:
+            raise ValueError("held-out rollouts are drawn from the base, so their log-probabilities are known")
+        mask = batch.response_mask_BT
+        rows: dict[str, Any] = {
+            "log_p": (held_out.log_p_BT * mask).sum(1),
+            "log_q": (held_out.log_q_BT * mask).sum(1),
+            "score": batch.score_B,
+            "weight": batch.weight_B,
+        }
+        if held_out.log_r_BT is not None and held_out.consistency_B is not None:
+            last_B = mask.sum(1) - 1
+            log_r = held_out.log_r_BT.float()
+            rows |= {
+                "end": log_r.gather(1, last_B[:, None])[:, 0],
+                "half": log_r.gather(1, (last_B // 2)[:, None])[:, 0],
+                "consistency": held_out.consistency_B,
+                "links": held_out.num_links_B,
+                "r": [row[keep.bool()].exp().clamp(0, 1).tolist() for row, keep in zip(log_r, mask, strict=True)],
+            }
+        columns = [value.tolist() if isinstance(value, Tensor) else value for value in rows.values()]
+        for prompt, row in zip(batch.prompt_of_row_B.tolist(), zip(*columns, strict=True), strict=True):
+            tokens = batch.prompt_ids_PS[prompt][batch.prompt_mask_PS[prompt].bool()]
+            self._prompts.setdefault(tuple(tokens.tolist()), []).append(dict(zip(rows, row, strict=True)))
+
+    def compute(self) -> dict[str, float]:
+        """Return the numbers over all processes; NaN where nothing can be said, none about R for a method without."""
+        prompts = list(self._gathered().values())
+        kls, gaps = [], []
+        for rows in prompts:
+            score, weight = _column(rows, "score"), _column(rows, "weight")
+            kl = kl_to_optimum(_column(rows, "log_p"), _column(rows, "log_q"), score, weight)
+            if kl is not None:
+                kls.append(kl)
+                gaps.append(-math.log(float((weight * score).sum() / weight.sum())))
+        kl_interval = mean_interval(kls) if kls else None
+        mean_gap = sum(gaps) / len(gaps) if gaps else math.nan
+        numbers = {
+            "kl_to_optimum": kl_interval.mean if kl_interval else math.nan,
+            "kl_to_optimum_low": kl_interval.low if kl_interval else math.nan,
+            "kl_to_optimum_high": kl_interval.high if kl_interval else math.nan,
+            "kl_prompts_left_out": float(len(prompts) - len(kls)),
+            "gap_closed": 1.0 - kl_interval.mean / mean_gap if kl_interval and mean_gap > 0 else math.nan,
+        }
+        return numbers | (_about_r(prompts) if prompts and "r" in prompts[0][0] else {})
+
+    def _gathered(self) -> dict[tuple[int, ...], list[dict[str, Any]]]:
+        everyone: list[Any] = [self._prompts]
+        if dist.is_available() and dist.is_initialized():
+            everyone *= dist.get_world_size()
+            dist.all_gather_object(everyone, self._prompts)
+        merged: dict[tuple[int, ...], list[dict[str, Any]]] = {}
+        for part in everyone:
+            for prompt, rows in part.items():
+                merged.setdefault(prompt, rows)
+        # In an order that does not tell how many processes there are: bins of equal size break ties by it.
+        return dict(sorted(merged.items()))
+
+
+def _mean(values: list[float]) -> float:
+    return sum(values) / len(values) if values else math.nan
+
+
+def _column(rows: list[dict[str, Any]], name: str) -> Tensor:
+    return torch.tensor([row[name] for row in rows])
+
+
+def _about_r(prompts: list[list[dict[str, Any]]]) -> dict[str, float]:
+    """Return how good predicted R is, and how consistent."""
+    aucs, halves, consistency, links = [], [], [], []
+    predicted, observed = [], []
+    for rows in prompts:
+        score = _column(rows, "score")
+        aucs += [auc for auc in [pairwise_auc(_column(rows, "end"), score)] if auc is not None]
+        halves += [auc for auc in [pairwise_auc(_column(rows, "half"), score)] if auc is not None]
+        consistency.append(float(_column(rows, "consistency").mean()))
+        links.append(float(_column(rows, "links").float().mean()))
+        for row in rows:
+            predicted += row["r"]
+            observed += [row["score"]] * len(row["r"])
+    return {
+        "r_auc_within_prompt": _mean(aucs),
+        "r_auc_within_prompt_half": _mean(halves),
+        "r_calibration_error": calibration_error(torch.tensor(predicted), torch.tensor(observed)),
+        "forward_consistency": _mean(consistency),
+        "forward_consistency_per_token": _mean(consistency) / max(1.0, _mean(links)),
+    }

@@ -1,0 +1,1 @@
+"""Settings, command line, run folders, sweeps and reports; nothing here imports torch."""

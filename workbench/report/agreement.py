@@ -1,0 +1,50 @@
+"""Which runs may stand in one table: those that aim at the same target and are measured the same way."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from dinado.errors import ConfigError
+from workbench.report.run_reader import Run
+from workbench.settings import schema
+
+# For what runs must have in common by the settings that decide the target or its measurement: About.agree.
+_ADVICE = {
+    "the base": "each base has its own q*; compare the runs of one base",
+    "the task": "compare the runs of one task",
+    "the oracle": "each oracle has its own q*; compare the runs of one oracle",
+    "the held-out data": "name runs with the same held-out prompts",
+    "decoding": "name runs that decode alike",
+    "the evaluation": "name runs that were measured alike, or run one of them again",
+}
+
+
+def check(runs: Sequence[Run]) -> None:
+    """Refuse runs whose numbers do not mean the same.
+
+    Raises:
+        ConfigError: a setting that decides what is measured, or the held-out prompts, differ; the message names one.
+    """
+    leaves = schema.leaves()
+    found = [(leaves[key].agree, key) for key in differing(runs) if key in leaves and leaves[key].agree]
+    if found := sorted(found, key=lambda pair: list(_ADVICE).index(pair[0])):
+        what, key = found[0]
+        first, other = runs[0], next(run for run in runs if run.settings[key] != runs[0].settings[key])
+        also = f" (and {', '.join(key for _, key in found[1:4])})" if len(found) > 1 else ""
+        raise ConfigError(
+            f"{what} differs: {key}={first.settings[key]} in {first.path} and {other.settings[key]} in {other.path}"
+            f"{also}; {_ADVICE[what]}"
+        )
+    seen = [run for run in runs if run.per_prompt]
+    for run in seen[1:]:
+        if run.per_prompt.keys() != seen[0].per_prompt.keys():
+            odd = min(run.per_prompt.keys() ^ seen[0].per_prompt.keys())
+            raise ConfigError(
+                f"the held-out data differs: {seen[0].path} and {run.path} were not evaluated on the same prompts, "
+                f"such as {odd[:60]!r}; {_ADVICE['the held-out data']}"
+            )
+
+
+def differing(runs: Sequence[Run]) -> list[str]:
+    """The settings that are not the same in all runs, in the order of the schema."""
+    return [key for key in runs[0].settings if len({run.settings.get(key) for run in runs}) > 1] if runs else []
