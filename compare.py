@@ -23,14 +23,14 @@ OPTIONS = [BY, CSV, HTML, FIGURES, WATCH, EVERY, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
-    """Find, read, compare, show."""
+    """Find, read and compare runs, and show the result."""
     if not arguments.positional:
         raise ConfigError("name runs, or folders that hold some, such as: python compare.py runs/exact_world")
     watched = arguments.flag(WATCH)
     for option in (CSV, FIGURES, cli.JSON) if watched else (EVERY,):
         if arguments.flag(option):
             raise ConfigError(f"--{option.name} {'does not go with' if watched else 'needs'} --watch")
-    # What computes and draws is imported once the words are known to be good.
+    # Heavy imports come after the command line has been checked.
     from workbench.report import output
     from workbench.report.comparison import compare, read_all
     from workbench.report.run_reader import find_runs

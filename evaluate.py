@@ -19,7 +19,7 @@ OPTIONS = [cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
-    """Restore or load, evaluate, print the table."""
+    """Load the run or the base, evaluate it, and print the table."""
     if not arguments.positional:
         raise ConfigError("name a run (runs/<experiment>/<id>), or `base` and an experiment; see --help")
     check_alone()
@@ -29,14 +29,14 @@ def main(arguments: cli.Arguments) -> int:
         if len(arguments.positional) < 2:
             raise ConfigError("`base` needs an experiment after it, such as: python evaluate.py base quickstart")
         loaded = loader.load(arguments.positional[1], arguments.overrides)
-        from engine.session import evaluate_base
+        from engine.evaluate_alone import evaluate_base
 
         numbers = evaluate_base(loaded.config, quiet=quiet) | {"run_dir": None}
     else:
         cli.only(arguments, 1)
         folder = find_run(arguments.positional[0])
         loaded = loader.from_run_folder(folder.path, arguments.overrides)
-        from engine.session import evaluate_run
+        from engine.evaluate_alone import evaluate_run
 
         numbers = evaluate_run(loaded.config, folder, quiet=quiet) | {"run_dir": str(folder.path)}
     if quiet:

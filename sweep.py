@@ -35,7 +35,7 @@ OPTIONS = [JOBS, TRIALS, DRAWS, PER, DRY_RUN, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
-    """Read, check, run, rank."""
+    """Read and check the sweep, run its trials, and rank them."""
     cli.only(arguments, 1)
     check_alone()
     if not arguments.positional:
@@ -48,7 +48,7 @@ def main(arguments: cli.Arguments) -> int:
     if count is None and sweep.method != "grid":
         raise ConfigError(f"{sweep.label}: method={sweep.method} has no end of trials: say how many with --trials N")
     report.check_per(sweep, arguments.value(PER))
-    # For the trials, and for the checks of their settings before that.
+    # Set for the trials and for the checks of their settings before.
     os.environ.setdefault("WANDB_MODE", "offline")
     maker = Maker(sweep, arguments.overrides)
     folder = SweepFolder(maker.folder, sweep.metric)

@@ -16,15 +16,16 @@ from dinado.ranks import is_writer
 from workbench import cli, help
 from workbench.launching import check_place
 from workbench.processes import processes
-from workbench.run_folder import RunFolder, find_run, status
+from workbench.run_folder import RunFolder, find_run
 from workbench.run_names import FAST_DEV_RUN
+from workbench.run_status import status
 from workbench.settings import loader
 
 OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.CONTINUE, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
-    """Settings, then a run folder, then training inside it."""
+    """Load the settings, create or find the run folder, and train in it."""
     resume, goes_on = arguments.value(cli.RESUME), arguments.flag(cli.CONTINUE)
     cli.only(arguments, 1 if resume is None else 0)
     if resume is not None and arguments.flag(cli.FAST_DEV_RUN):
@@ -46,19 +47,19 @@ def main(arguments: cli.Arguments) -> int:
     if arguments.flag(cli.PRINT_CONFIG):
         help.print_config(loaded)
         return 0
-    # Heavy imports wait until the settings are known to be good.
+    # Heavy imports come after the settings have been checked.
     if arguments.flag(cli.DRY_RUN):
-        from engine.session import dry_run
+        from engine.dry_run import dry_run
 
         dry_run(loaded.config)
         return 0
     check_place(loaded.config.trainer.devices, loaded.config.trainer.num_nodes)
     if resume is None:
-        # On record with the settings: what a small trial run is called must not be what the whole run is called.
+        # The overrides record --fast-dev-run, so that a small trial run and the full run get different names.
         words = [*arguments.overrides, *([FAST_DEV_RUN] if arguments.flag(cli.FAST_DEV_RUN) else [])]
         folder = (RunFolder.of_job if goes_on else RunFolder.create)(loaded, words)
     if goes_on and status(folder.path) == "finished":
-        # Every process reads so, and none waits for the others.
+        # Every process reads the same STATUS, and none waits for the others.
         if is_writer():
             print(f"run {folder.path} is finished", file=sys.stderr if arguments.flag(cli.JSON) else sys.stdout)
             if arguments.flag(cli.JSON):
@@ -66,7 +67,7 @@ def main(arguments: cli.Arguments) -> int:
         return 0
     with folder, processes(loaded.config.trainer.devices):
         try:
-            # Seconds, which the other processes spend on theirs meanwhile.
+            # This import takes seconds; the other processes import at the same time.
             from engine.session import train
 
             outcome = train(
@@ -77,7 +78,7 @@ def main(arguments: cli.Arguments) -> int:
                 on_start=None if resume is None else lambda: folder.change(loaded, arguments.overrides),
             )
         except KeyboardInterrupt:
-            # Before the first optimiser step, or a second time: finished blocks of rollouts are kept all the same.
+            # Before the first optimiser step, or at a second Ctrl-C. Finished blocks of rollouts are kept in any case.
             if is_writer():
                 print(f"go on with: python train.py --resume {folder.path}", file=sys.stderr)
             raise

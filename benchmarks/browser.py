@@ -1,4 +1,4 @@
-"""A headless Chromium to look at pages with; it asks nothing of any network and leaves nothing behind."""
+"""A headless Chromium for checks of pages; it uses no network of its own accord and leaves no files."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ _FLAGS = (
     *("disable-component-update", "disable-sync", "disable-dev-shm-usage", "hide-scrollbars"),
 )
 ALL_DRAWN = "document.querySelectorAll('.plot').length == document.body.dataset.drawn"
-"""True on a page of compare.py once every figure is there."""
+"""A script that is true on a page of compare.py once every figure is drawn."""
 
 
 def installed() -> tuple[str, str] | None:
-    """Paths of Chromium and its driver, None without either."""
+    """Return the paths of Chromium and its driver; None if either is missing."""
     chromium = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
     driver = shutil.which("chromedriver")
     return (chromium, driver) if chromium and driver else None
@@ -26,10 +26,10 @@ def installed() -> tuple[str, str] | None:
 
 @contextmanager
 def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
-    """A new browser with an empty profile; console and requests are on record.
+    """Start a browser with an empty profile, whose console and requests are recorded.
 
     Raises:
-        RuntimeError: there is none.
+        RuntimeError: Chromium or its driver is missing.
     """
     found = installed()
     if found is None:
@@ -50,10 +50,10 @@ def browser(width: int = 1280, height: int = 900) -> Iterator[Any]:
 
 
 def until(driver: Any, script: str, seconds: float = 60) -> Any:
-    """Wait until a script returns something true, also while the page reads itself again.
+    """Wait until a script returns a true value, and return it; the page may reload meanwhile.
 
     Raises:
-        TimeoutError: it never does.
+        TimeoutError: it has not after ``seconds``.
     """
     from selenium.common.exceptions import WebDriverException
 

@@ -1,4 +1,4 @@
-"""The model and batches of the speed benchmarks: a random GPT-2 of chosen size, rollouts like CommonGen's.
+"""The model and batches of the speed benchmarks: a random GPT-2 of chosen size, and rollouts like CommonGen's.
 
 Axes: P prompts, K rollouts each, T response tokens.
 """
@@ -10,23 +10,23 @@ import dataclasses
 from dataclasses import dataclass
 
 import torch
-from dinado.parameters.scores import frozen_states
 from transformers import GPT2Config, GPT2LMHeadModel
 
 from dinado.bases.catalogue import resolve_base
 from dinado.bases.causal import BaseLM
+from dinado.bases.frozen_states import frozen_states
 from dinado.bases.markov import build_word_tokenizer
 from dinado.batch import RecordedStates, RolloutBatch
 from dinado.errors import UserError
 from lightning_modules.build_method import build_method
-from lightning_modules.rollout_method import OracleMethod
+from lightning_modules.rollout_method import RolloutMethod
 from workbench.settings.config import Config
 from workbench.settings.derived import depths_read
 
 
 @dataclass(frozen=True)
 class Size:
-    """What a step consists of."""
+    """The sizes of the model and of a step's batch."""
 
     vocabulary: int = 50_257
     layers: int = 6
@@ -39,12 +39,12 @@ class Size:
 
     @property
     def rows(self) -> int:
-        """Rollouts in a step."""
+        """Number of rollouts in a step."""
         return self.prompts * self.per_prompt
 
 
 def build_base(size: Size) -> BaseLM:
-    """A random GPT-2."""
+    """Build a GPT-2 with random weights."""
     torch.manual_seed(0)
     config = GPT2Config(
         vocab_size=size.vocabulary,
@@ -59,7 +59,7 @@ def build_base(size: Size) -> BaseLM:
 
 
 def with_base(options: argparse.ArgumentParser) -> tuple[argparse.Namespace, BaseLM]:
-    """The command line and the base that it names; one line and exit code 2 where that cannot be had."""
+    """Parse the command line and load the base that it names; exit with one line and code 2 if that fails."""
     options.add_argument("--base", default="smollm2-135m-instruct", help="a base by name or path, or gpt2-like")
     options.add_argument("--cache", default="cache", help="folder of converted models")
     arguments = options.parse_args()
@@ -72,15 +72,15 @@ def with_base(options: argparse.ArgumentParser) -> tuple[argparse.Namespace, Bas
         options.error(str(error))
 
 
-def build(name: str, size: Size) -> OracleMethod:
-    """NADO, Soft or Merge as published in its normaliser, small enough in its network to sit beside the base."""
+def build(name: str, size: Size) -> RolloutMethod:
+    """Build NADO, Soft or Merge with the published normaliser and a network that is small beside the base."""
     config = Config()
     config.method = name
     config.parameters = "auto"
-    config.objective.norm = "linf"
+    config.objective.norm.kind = "linf"
     config.network.head = "tied"
     method = build_method(config, build_base(size)).train()
-    with torch.no_grad():  # off the zero start, where every score is the same
+    with torch.no_grad():  # away from the zero initialisation, where all scores are equal
         for parameter in method.parameters():
             if parameter.requires_grad and not parameter.any():
                 parameter.normal_(std=0.02)
@@ -88,7 +88,7 @@ def build(name: str, size: Size) -> OracleMethod:
 
 
 def make_batch(size: Size) -> RolloutBatch:
-    """Prompts of one length and responses of uniform lengths; every third rollout is accepted."""
+    """Build a batch of prompts of one length and responses of uniform lengths; every third rollout is accepted."""
     stream = torch.Generator().manual_seed(1)
 
     def tokens(length: int) -> list[int]:
@@ -103,8 +103,8 @@ def make_batch(size: Size) -> RolloutBatch:
 
 
 @torch.no_grad()
-def with_recorded(method: OracleMethod, batch: RolloutBatch) -> RolloutBatch:
-    """The batch as it comes from a store that keeps the base's states."""
+def with_recorded(method: RolloutMethod, batch: RolloutBatch) -> RolloutBatch:
+    """Return the batch as it comes from a store that keeps the base's states."""
     base = method.base
     layers = tuple(sorted({base.layer(depth) for depth in depths_read(method.config)}))
     states = frozen_states(base, batch, [layer / base.num_layers for layer in layers])
@@ -112,6 +112,6 @@ def with_recorded(method: OracleMethod, batch: RolloutBatch) -> RolloutBatch:
     return dataclasses.replace(batch, recorded=recorded)
 
 
-def loss_of(method: OracleMethod, batch: RolloutBatch) -> torch.Tensor:
-    """The loss as training takes it."""
-    return (method.run(batch).loss.total_B * batch.weight_B).sum() / batch.weight_total
+def loss_of(method: RolloutMethod, batch: RolloutBatch) -> torch.Tensor:
+    """Compute the loss as in training."""
+    return (method.terms(batch).loss_B * batch.weight_B).sum() / batch.weight_total

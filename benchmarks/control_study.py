@@ -4,11 +4,12 @@
     python benchmarks/control_study.py --seeds 1 --only sft,dinado_hard
     python benchmarks/control_study.py optim.steps=40         settings for every run
 
-Runs ``train.py commongen_smollm2`` once for each method and seed, skips what the results file holds already, and
+It runs ``train.py commongen_smollm2`` once for each method and seed, skips runs that are in the results file, and
 writes docs/results/commongen_smollm2.json and .md after every run. A row's difference in success from fine-tuning on
-accepted rollouts is taken prompt by prompt, over the seeds that both have, with its 95 % interval over prompts.
+accepted rollouts is paired by prompt, over the seeds that both have, with its 95 % interval over prompts.
 Several of these may run side by side with different --only or --seeds: results are read again before they are written.
-A run is known by its row, its seed and a digest of all settings that decide its outcome, the experiment's own included.
+A run is identified by its row, its seed and a digest of all settings that decide its outcome, those of the experiment
+included.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from filelock import FileLock
 ROOT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(ROOT))
 
+from dinado.evaluation.measures import measure  # noqa: E402
 from dinado.metrics.intervals import paired_difference  # noqa: E402
 from dinado.rollouts.store_spec import digest  # noqa: E402
 from workbench.settings import schema  # noqa: E402
@@ -37,8 +39,9 @@ RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
 EXPERIMENT = "commongen_smollm2"
 
 PUBLISHED = (
-    "objective.oracle.token_ce=0 objective.oracle.terminal_ce=1 objective.oracle.value_ce=0 objective.consistency.weight=1 objective.consistency.detach=none "
-    "objective.lookahead.weight=0 objective.path.weight=0 objective.consistency.divergence=bernoulli objective.norm.kind=linf "
+    "objective.oracle.token_ce=0 objective.oracle.terminal_ce=1 objective.oracle.value_ce=0 "
+    "objective.consistency.weight=1 objective.consistency.detach=none objective.consistency.divergence=bernoulli "
+    "objective.lookahead.weight=0 objective.path.weight=0 objective.norm.kind=linf "
     "objective.masks=official targets.root=learned targets.positives_share=0 optim.norm_steps=0"
 )
 BASELINE = "sft on positives"
@@ -53,22 +56,12 @@ ENTRIES = {
     "published dinado_soft": f"method=dinado_soft {PUBLISHED} network.head=free network.pointer=false network.taps=[1]",
     "published dinado_merge": f"method=dinado_merge {PUBLISHED} objective.norm.input=base objective.norm.taps=[1]",
 }
-COLUMNS = {
-    "val/success": "success",
-    "val/coverage": "coverage",
-    "val/kl_from_base": "KL(q\\|\\|p)",
-    "val/kl_to_optimum": "KL(q*\\|\\|q)",
-    "val/r_auc_within_prompt_half": "R AUC, halfway",
-    "val/bleu4": "BLEU-4",
-    "val/rouge_l": "ROUGE-L",
-    "val/cider": "CIDEr",
-    "val/distinct_2": "distinct-2",
-    "val/truncated": "cut off",
-}
+SHOWN = "success coverage kl_from_base kl_to_optimum r_auc_within_prompt_half bleu4 rouge_l cider distinct_2 truncated"
+COLUMNS = {f"val/{name}": measure(f"val/{name}").label.replace("|", "\\|") for name in SHOWN.split()}
 
 
 def main() -> int:
-    """Run what is missing, one after the other."""
+    """Run the missing runs, one after the other, and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seeds, default="3", help="how many, from 0 on, or a list such as 0,2 or 1,")
     parser.add_argument("--only", default="", help="comma-separated rows of the table")
@@ -99,22 +92,21 @@ def main() -> int:
 
 
 def seeds(text: str) -> list[int]:
-    """``3`` is 0, 1, 2; ``0,2`` is itself; ValueError for anything else."""
+    """Parse seeds: ``3`` means 0, 1, 2 and ``0,2`` means itself; raise ValueError for anything else."""
     return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
 
 
 def stored() -> list[dict[str, Any]]:
-    """Runs that have been measured."""
+    """Return the runs measured so far."""
     return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
 
 
 def digest_of_settings(settings: str) -> str:
-    """Changes with every setting of the experiment that decides what a run of it measures.
+    """Compute a digest of every setting of the experiment that decides the outcome of a run.
 
-    Only what differs from the defaults is looked at, so that a new setting which changes nothing leaves it as it is.
+    It covers only settings that differ from their defaults, so that a new setting that changes nothing keeps it equal.
     """
-    config, leaves = load(EXPERIMENT, settings.split()).config, schema.leaves()
-    kept = {key: schema.get(config, key) for key, leaf in leaves.items() if schema.get(config, key) != leaf.default}
+    kept = schema.departures(load(EXPERIMENT, settings.split()).config)
     ways = ("seed", "runs", "trainer.", "logging.", "data.cache", "data.root", "data.states")
     return digest({key: value for key, value in kept.items() if not key.startswith(ways)})
 
@@ -129,7 +121,7 @@ def store(run: dict[str, Any], digest_of: dict[str, str]) -> None:
 
 
 def run_one(settings: list[str], seed: int) -> dict[str, Any]:
-    """Final metrics of one training run, and the success of every held-out prompt."""
+    """Run one training; return its final metrics and the success of every held-out prompt."""
     command = [sys.executable, "train.py", EXPERIMENT, f"seed={seed}", *settings, "trainer.progress=false", "--json"]
     finished = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
     if finished.returncode:
@@ -144,7 +136,7 @@ def run_one(settings: list[str], seed: int) -> dict[str, Any]:
 
 
 def table(runs: list[dict[str, Any]]) -> str:
-    """Markdown: mean over seeds, and the standard deviation over seeds where there are several."""
+    """Format a Markdown table of means over seeds, with standard deviations where there are several seeds."""
     heads = ["", "seeds", "success - SFT", *COLUMNS.values()]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
     for prefix, label in (("base", "base"), ("best_of_n", "best of n")) if runs else ():
@@ -157,7 +149,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 
 def difference(runs: list[dict[str, Any]], name: str) -> str:
-    """Mean over prompts and common seeds of the success above the baseline's."""
+    """Format the mean difference in success from the baseline, over prompts and common seeds."""
     by_seed = [{run["seed"]: run["success_by_prompt"] for run in runs if run["row"] == row} for row in (name, BASELINE)]
     common = sorted(by_seed[0].keys() & by_seed[1].keys())
     if name == BASELINE or not common:
@@ -168,18 +160,18 @@ def difference(runs: list[dict[str, Any]], name: str) -> str:
 
 
 def mean(values: Sequence[float]) -> float:
-    """Arithmetic mean."""
+    """Compute the arithmetic mean."""
     return sum(values) / len(values)
 
 
 def line(label: str, metrics: list[dict[str, float | None]], above: str) -> str:
-    """One row of the table."""
+    """Format one row of the table."""
     cells = [label, str(len(metrics)), above, *(cell([m.get(key) for m in metrics]) for key in COLUMNS)]
     return f"| {' | '.join(cells)} |"
 
 
 def cell(values: list[float | None]) -> str:
-    """Mean, and spread over seeds."""
+    """Format the mean and the standard deviation over seeds."""
     numbers = [value for value in values if value is not None]
     if not numbers:
         return "-"

@@ -1,10 +1,10 @@
-"""Tokens a second of controlled sampling, as a share of the base's own.
+"""Throughput of controlled sampling in tokens per second, as a share of the base's.
 
     python benchmarks/decoding.py
     python benchmarks/decoding.py --base gpt2-like     a random 6-layer GPT-2, nothing to download
 
 NADO and Soft run an oracle network beside the base, with the default settings of the real-model experiments; Merge is
-one model, with its adapters folded into the weights. Same sampler, same prompts, same number of tokens.
+one model, with its adapters folded into the weights. All use the same sampler, prompts and number of tokens.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from dinado.parameters.trainable import build_lora, build_network, merge_adapters
 
 from benchmarks import timing
 from benchmarks.case import with_base
 from benchmarks.sampling import K, prompts
 from dinado.bases.causal import BaseLM
 from dinado.control.controlled_lm import ControlledLM
+from dinado.parameters.lora import Lora
+from dinado.parameters.network import Network
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24
@@ -40,15 +41,14 @@ NETWORK = {
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure the throughput of all models and print it."""
     arguments, base = with_base(timing.parser(__doc__))
     adapted = copy.deepcopy(base)
-    build_lora(adapted, r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0)
-    merge_adapters(adapted)
+    Lora.inject(adapted, link="identity", r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0).fold()
     models = {
         "base": base.model,
-        "nado": ControlledLM(build_network(base, "logsigmoid", **NETWORK)),  # type: ignore[arg-type]
-        "soft": ControlledLM(build_network(base, "identity", **NETWORK)),  # type: ignore[arg-type]
+        "nado": ControlledLM(Network.inject(base, link="logsigmoid", **NETWORK)),  # type: ignore[arg-type]
+        "soft": ControlledLM(Network.inject(base, link="identity", **NETWORK)),  # type: ignore[arg-type]
         "merge": adapted.model,
     }
     ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
@@ -68,7 +68,7 @@ def main() -> int:
 
 
 def draw(decoder: Decoder, base: BaseLM, ids_PS: torch.Tensor) -> object:
-    """K responses to each prompt, none of which ends early."""
+    """Sample K responses to each prompt, none of which ends early."""
     uniform_NT = uniforms(range(len(ids_PS)), K, NEW_TOKENS, "benchmark")
     return sample(decoder, ids_PS, torch.ones_like(ids_PS), (), uniform_NT)
 

@@ -16,12 +16,15 @@ matplotlib.use("svg")
 import matplotlib.pyplot as plt
 
 ROOT = Path(__file__).resolve().parent.parent
-METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
+sys.path.insert(0, str(ROOT))
+
+from workbench.settings.methods import PREDICT_R  # noqa: E402
+
 INK, DOTS = "#1b1b1b", "#c2410c"
 
 
 def main() -> int:
-    """One panel a rarity, one dot a seed."""
+    """Draw one panel per rarity, with one dot per seed."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("results", nargs="+", type=Path, help="results of a sweep, OUT/results.jsonl")
     files = parser.parse_args().results
@@ -37,12 +40,12 @@ def main() -> int:
     )
     figure, axes = plt.subplots(1, len(rarities), figsize=(4.2 * len(rarities), 2.6), sharex=True, sharey=True)
     for axis, rarity in zip(axes if len(rarities) > 1 else [axes], rarities, strict=True):
-        for height, method in enumerate(reversed(METHODS)):
+        for height, method in enumerate(reversed(PREDICT_R)):
             gaps = [row["val/gap_closed"] for row in rows if row["rarity"] == rarity and row["method"] == method]
             axis.plot(gaps, [height] * len(gaps), "o", color=DOTS, alpha=0.75, markersize=7, clip_on=False)
-        axis.set_yticks(range(len(METHODS)), [name.replace("_", " ") for name in reversed(METHODS)])
+        axis.set_yticks(range(len(PREDICT_R)), [name.replace("_", " ") for name in reversed(PREDICT_R)])
         axis.set_xlim(0, 1)
-        axis.set_ylim(-0.6, len(METHODS) - 0.4)
+        axis.set_ylim(-0.6, len(PREDICT_R) - 0.4)
         axis.set_title(
             "oracle accepts about 8 %" if rarity == 0 else "oracle accepts about 0.7 %", loc="left", fontsize=10
         )

@@ -1,11 +1,11 @@
-"""Which settings matter in the exact world: every combination is one ``train.py exact_world`` command.
+"""A sweep over settings in the exact world: every combination is one ``train.py exact_world`` command.
 
     python benchmarks/exact_world_sweep.py --quick                       a few short runs: does it work here
     python benchmarks/exact_world_sweep.py --settings default            the table of docs/exact_world.md
     python benchmarks/exact_world_sweep.py --seeds 4 --rarities -1.5     all settings on the hardest world
 
-Finished runs are lines of OUT/results.jsonl and are not repeated; a sweep that was stopped goes on where it was.
-A setting that a method does not read is skipped for it.
+Finished runs are lines of OUT/results.jsonl and are not repeated; a sweep that was stopped resumes there.
+A setting that a method does not read is skipped for that method.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ sys.path.insert(0, str(ROOT))
 
 from dinado.errors import ConfigError  # noqa: E402
 from workbench.settings import loader  # noqa: E402
+from workbench.settings.methods import PREDICT_R  # noqa: E402
 
-METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 SETTINGS: dict[str, list[str]] = {
     "default": [],
     "token CE alone": ["objective.oracle.token_ce=1", "objective.oracle.terminal_ce=0"],
@@ -62,7 +62,7 @@ KEPT = (
 
 
 def combinations(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], list[str]]]:
-    """What a run is called in the table, and its settings; those that contradict the method are left out."""
+    """Yield the names of every run in the table and its settings; skip settings that contradict the method."""
     for setting, rarity, method, seed, run_seed in itertools.product(
         args.settings, args.rarities, args.methods, args.seeds, args.run_seeds
     ):
@@ -79,7 +79,7 @@ def combinations(args: argparse.Namespace) -> Iterator[tuple[dict[str, Any], lis
 
 
 def run(words: list[str], out: Path, experiment: str = "exact_world") -> dict[str, float]:
-    """One training run in a process of its own; raises RuntimeError with the end of its output if it fails."""
+    """Run one training in its own process; raise RuntimeError with the end of its output if it fails."""
     places = [f"runs={out / 'runs'}", f"data.cache={out / 'cache'}", "trainer.progress=false"]
     command = [sys.executable, "train.py", experiment, *words, *places, "--json"]
     start = time.monotonic()
@@ -92,7 +92,7 @@ def run(words: list[str], out: Path, experiment: str = "exact_world") -> dict[st
 
 
 def table(results: list[dict[str, Any]]) -> str:
-    """Markdown: gap closed for each world, and the largest regulariser over them."""
+    """Format a Markdown table: gap closed in each world, and the largest regularisation term over the worlds."""
     seeds = sorted({row["task.seed"] for row in results})
     lines = [
         f"| rarity | setting | method | {' | '.join(f'seed {seed}' for seed in seeds)} | lowest | consistency |",
@@ -113,10 +113,10 @@ def table(results: list[dict[str, Any]]) -> str:
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """Parse the command line."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--settings", nargs="+", choices=SETTINGS, default=list(SETTINGS))
-    parser.add_argument("--methods", nargs="+", choices=METHODS, default=list(METHODS))
+    parser.add_argument("--methods", nargs="+", choices=PREDICT_R, default=list(PREDICT_R))
     parser.add_argument("--seeds", nargs="+", type=int, default=[0, 1, 2, 3, 4], help="task.seed: which world")
     parser.add_argument("--run-seeds", nargs="+", type=int, default=[0], help="seed: initialisation and batch order")
     parser.add_argument("--rarities", nargs="+", type=float, default=[0.0, -1.5])
@@ -131,7 +131,7 @@ def parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Run what is missing, then print the table."""
+    """Run the missing runs, then print the table."""
     args = parse()
     out = args.out.resolve()
     out.mkdir(parents=True, exist_ok=True)

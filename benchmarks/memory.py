@@ -1,9 +1,9 @@
-"""Memory that a training step adds to the model, beside the same step written the plain way.
+"""Memory that a training step adds to the model, compared with a plain implementation of the same step.
 
     python benchmarks/memory.py
 
-Resident memory of a process of its own for each path: the peak over one step of gradients, above what it holds once the
-model, the batch and the base's states are there. Medians of --repeats.
+Each path runs in its own process. The number is the peak of its resident memory over one step of gradients, above the
+memory that it holds with the model, the batch and the base's states; medians of --repeats.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from benchmarks.train_step import METHODS
 
 
 def main() -> int:
-    """Measure, print, and say how the other side compares."""
+    """Measure both implementations and print the comparison."""
     arguments = timing.parser(__doc__).parse_args()
     repeats, threads = arguments.repeats, arguments.threads
     rows, numbers = [], {}
@@ -37,7 +37,7 @@ def main() -> int:
 
 
 def step(name: str, *, plain: bool) -> Callable[[], Callable[[], object]]:
-    """Builds a model and returns one step of gradients."""
+    """Return a function that builds a model and returns one step of gradients."""
 
     def work() -> Callable[[], object]:
         size = Size()

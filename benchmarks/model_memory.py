@@ -1,11 +1,11 @@
-"""Memory of one process by what it trains: weights, gradients, optimiser and activations, counted and measured.
+"""Memory of one process by kind of training: weights, gradients, optimiser and activations, counted and measured.
 
     python benchmarks/model_memory.py                      SmolLM2-135M-Instruct
     python benchmarks/model_memory.py --base gpt2-like     a random GPT-2 of 30 million parameters
 
-MB. Each kind has a process of its own, which builds the model, takes an AdamW step of 32 rollouts and reads the peak of
-its resident memory over a second pass forward and back: activations, and the gradients that come with them. Everything
-that is not called measured is the size of the tensors themselves, which docs/cluster.md adds up. Needs Linux.
+Numbers are in MB. Each kind has its own process, which builds the model, takes an AdamW step of 32 rollouts and reads
+the peak of its resident memory over a second forward and backward pass: activations and gradients. Every number that is
+not called measured is the size of the tensors themselves, which docs/cluster.md adds up. The benchmark needs Linux.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ MB = 2**20
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure the memory of every kind and print it."""
     options = timing.parser(__doc__)
     options.set_defaults(repeats=1)
     arguments, base = with_base(options)
@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def in_a_process(base: BaseLM, method: str, parameters: str, arguments: argparse.Namespace) -> dict[str, float]:
-    """What :func:`measure` says; peaks of one process never fall."""
+    """Return the result of :func:`measure` in its own process, since the peak of one process never falls."""
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
     process = context.Process(target=measure, args=(base, method, parameters, arguments.threads, sender))
@@ -66,16 +66,16 @@ def in_a_process(base: BaseLM, method: str, parameters: str, arguments: argparse
 
 
 def measure(base: BaseLM, method: str, parameters: str, threads: int, sender: Any) -> None:
-    """Send MB of each part and of the peak."""
+    """Send the size of each part and of the peak, in MB."""
     torch.set_num_threads(threads)
     config = Config()
     config.method, config.parameters = method, parameters  # type: ignore[assignment]
-    config.objective.norm, config.network.head = "mean", "tied"
+    config.objective.norm.kind, config.network.head = "mean", "tied"
     size = Size(vocabulary=base.vocab_size)
     frozen = tensors(base.model.parameters())
     batch = make_batch(size)
     for parameter in base.model.parameters():
-        parameter.sum()  # what is mapped from a file is in memory only once it has been read
+        parameter.sum()  # weights mapped from a file are resident only after they have been read
     before = resident("VmRSS")
     trained = build_method(config, base).train()
     built = resident("VmRSS") - before
@@ -86,9 +86,9 @@ def measure(base: BaseLM, method: str, parameters: str, threads: int, sender: An
     optimizer.step()
     state = tensors(value for slot in optimizer.state.values() for value in slot.values())
     optimizer.zero_grad()
-    ctypes.CDLL(None).malloc_trim(0)  # what the first pass has freed goes back to the system
+    ctypes.CDLL(None).malloc_trim(0)  # returns memory freed by the first pass to the system
     before = resident("VmRSS")
-    Path("/proc/self/clear_refs").write_text("5")  # the peak so far is forgotten
+    Path("/proc/self/clear_refs").write_text("5")  # resets the recorded peak
     loss_of(trained, batch).backward()
     sender.send(
         {
@@ -104,13 +104,13 @@ def measure(base: BaseLM, method: str, parameters: str, threads: int, sender: An
 
 
 def tensors(found: Any) -> float:
-    """MB of tensors, each storage once."""
+    """Compute the size of tensors in MB, each storage counted once."""
     storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in found}
     return sum(storages.values()) / MB
 
 
 def resident(field: str) -> float:
-    """MB of resident memory, now (VmRSS) or at its peak (VmHWM)."""
+    """Return the resident memory in MB, now (VmRSS) or at its peak (VmHWM)."""
     lines = Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) for line in lines if line.startswith(field)) / 1024
 

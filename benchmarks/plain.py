@@ -1,8 +1,9 @@
-"""Training steps written the plain way, as the other side of the speed benchmarks.
+"""A plain implementation of the training step, which the speed benchmarks compare ours with.
 
-What published code does: every prompt once for each of its rollouts, everything padded to one rectangle, the frozen
-base run at every step, and some ten tensors over [rows, positions, vocabulary] for prompt and padding positions too.
-The loss is the same function of the same numbers, and the tests hold both paths to the same gradients.
+It works as published code does: every prompt is repeated for each of its rollouts, all rows are padded to one
+rectangle, the frozen base runs at every step, and some ten tensors over [rows, positions, vocabulary] are formed,
+prompt and padding positions included. The loss is the same function of the same numbers, and the tests check that both
+implementations have the same gradients.
 
 Axes: B rows, S prompt tokens, L = S + T positions, T response tokens, V vocabulary.
 """
@@ -10,32 +11,33 @@ Axes: B rows, S prompt tokens, L = S + T positions, T response tokens, V vocabul
 from __future__ import annotations
 
 import torch
-from dinado.parameters.scores import NetworkScores, PolicyScores, adapters
 from torch import Tensor
 from torch.nn import functional as F
 
 from dinado.bases.shared_prefix import positions_PS
 from dinado.batch import RolloutBatch
 from dinado.control.oracle_network import NetworkStates
-from dinado.objectives.losses import oracle_loss
 from dinado.objectives.values import TokenValues
-from lightning_modules.rollout_method import OracleMethod
+from dinado.parameters.network import Network
+from dinado.parameters.policy import Policy
+from lightning_modules.rollout_method import RolloutMethod
+from lightning_modules.value_loss import value_loss
 
 
-def plain_loss(method: OracleMethod, batch: RolloutBatch) -> Tensor:
-    """Loss of a step of NADO, Soft or Merge (L-infinity norm over the whole vocabulary, learned root)."""
+def plain_loss(method: RolloutMethod, batch: RolloutBatch) -> Tensor:
+    """Compute the loss of a step of NADO, Soft or Merge (L-infinity norm over the whole vocabulary, learned root)."""
     ids_BL = torch.cat([batch.prompt_ids_PS[batch.prompt_of_row_B], batch.response_BT], 1)
     mask_BL = torch.cat([batch.prompt_mask_PS[batch.prompt_of_row_B], batch.response_mask_BT], 1)
     where = {"attention_mask": mask_BL, "position_ids": positions_PS(mask_BL)}
     scores, base = method.scores, method.base
-    with torch.no_grad(), adapters(base, on=False):
+    with torch.no_grad(), scores.off():
         out = base.model(ids_BL, output_hidden_states=True, use_cache=False, **where)
         log_p_BLV = (out.logits.float() / base.temperature).log_softmax(-1)
-    if isinstance(scores, PolicyScores):
+    if isinstance(scores, Policy):
         policy = scores.policy.model(ids_BL, use_cache=False, **where)
         log_q_BLV = (policy.logits.float() / base.temperature).log_softmax(-1)
         score_BLV = log_q_BLV - log_p_BLV
-        norm_states = [out.hidden_states[base.layer(tap)].detach() for tap in method.config.objective.norm_taps]
+        norm_states = [out.hidden_states[base.layer(tap)].detach() for tap in method.config.objective.norm.taps]
     else:
         score_BLV, own_BLE = _network(scores, out, ids_BL, where)
         norm_states = [own_BLE]
@@ -49,11 +51,11 @@ def plain_loss(method: OracleMethod, batch: RolloutBatch) -> Tensor:
     start, length = batch.prompt_ids_PS.shape[1] - 1, batch.response_BT.shape[1]
     log_r_BT = log_r_BLV[:, start : start + length].gather(-1, batch.response_BT[..., None])[..., 0]
     values = TokenValues(log_r_BT, log_v_BL[:, start : start + length])
-    loss = oracle_loss(values, batch.score_B, batch.response_mask_BT, None, method.loss_weights)
+    loss = value_loss(values, batch.score_B, batch.response_mask_BT, None, method.config.objective)
     return (loss.total_B * batch.weight_B).sum() / batch.weight_total
 
 
-def _network(scores: NetworkScores, out: object, ids_BL: Tensor, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+def _network(scores: Network, out: object, ids_BL: Tensor, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
     network, base = scores.network, scores.base
     taps = [out.hidden_states[base.layer(tap)] for tap in scores.taps]  # type: ignore[attr-defined]
     features = network.features(taps, ids_BL, base.head)

@@ -1,10 +1,10 @@
-"""A rare oracle on a real model: one shot against rounds, on as many rollouts and optimiser steps.
+"""A rare oracle on a real model: one shot against rounds, with equal numbers of rollouts and optimiser steps.
 
     python benchmarks/rare_oracle.py                three seeds; an hour and a half on one core
     python benchmarks/rare_oracle.py --seeds 0,2    some of them; several of these may run side by side
 
-Runs ``train.py rare_colour`` for every scheme and seed (of the rollouts too), skips what docs/results/rare_colour.json
-holds already, and writes that file and the table beside it after every run.
+It runs ``train.py rare_colour`` for every scheme and seed (of the rollouts too), skips runs that are in
+docs/results/rare_colour.json, and writes that file and the table beside it after every run.
 """
 
 from __future__ import annotations
@@ -50,24 +50,23 @@ NOT_THE_OUTCOME = ("runs", "data.cache", "data.root", "data.states", "trainer.pr
 
 
 def words_of(scheme: str, seed: int) -> list[str]:
-    """Settings of one run; a seed has rollouts of its own."""
+    """Return the settings of one run; every seed has its own rollouts."""
     return [f"seed={seed}", f"rollouts.seed={seed}", *SCHEMES[scheme]]
 
 
 def key_of(scheme: str, seed: int) -> str:
-    """Changes with every setting that decides the outcome, those of the experiment included."""
-    config, leaves = loader.load(EXPERIMENT, words_of(scheme, seed)).config, schema.leaves()
-    values = {key: schema.get(config, key) for key in leaves if not key.startswith(NOT_THE_OUTCOME)}
-    return digest({key: value for key, value in values.items() if value != leaves[key].default})
+    """Compute a digest of every setting that decides the outcome, those of the experiment included."""
+    found = schema.departures(loader.load(EXPERIMENT, words_of(scheme, seed)).config)
+    return digest({key: value for key, value in found.items() if not key.startswith(NOT_THE_OUTCOME)})
 
 
 def stored() -> list[dict[str, Any]]:
-    """Runs so far, those of other settings included."""
+    """Return the runs measured so far, those with other settings included."""
     return json.loads(RESULTS.read_text())["runs"] if RESULTS.is_file() else []
 
 
 def store(run: dict[str, Any]) -> None:
-    """Add a run and write the table again; runs that finish side by side do not lose each other."""
+    """Add a run and rewrite the table; a lock keeps processes side by side from losing each other's runs."""
     RESULTS.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(str(RESULTS) + ".lock"):
         runs = [*stored(), run]
@@ -76,12 +75,12 @@ def store(run: dict[str, Any]) -> None:
 
 
 def current(runs: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Runs with the settings of today."""
+    """Select the runs that were made with the current settings."""
     return [run for run in runs if run["key"] == key_of(run["scheme"], run["seed"])]
 
 
 def outcome(scheme: str, seed: int, metrics: dict[str, Any], minutes: float) -> dict[str, Any]:
-    """A row of the results from what ``train.py --json`` printed and the samples beside it."""
+    """Build a row of the results from the output of ``train.py --json`` and the run's samples."""
     samples = ROOT / metrics["run_dir"] / "samples" / "after.jsonl"
     scores: dict[str, list[float]] = {}
     for record in map(json.loads, samples.read_text(encoding="utf-8").splitlines()):
@@ -98,7 +97,7 @@ def outcome(scheme: str, seed: int, metrics: dict[str, Any], minutes: float) -> 
 
 
 def run_one(scheme: str, seed: int) -> dict[str, Any]:
-    """Train and evaluate."""
+    """Run one training with its evaluation; return its row of the results."""
     command = [sys.executable, "train.py", EXPERIMENT, *words_of(scheme, seed), "trainer.progress=false", "--json"]
     started = time.monotonic()
     done = subprocess.run(command, cwd=ROOT, stdout=subprocess.PIPE, text=True, check=False)
@@ -108,7 +107,7 @@ def run_one(scheme: str, seed: int) -> dict[str, Any]:
 
 
 def table(runs: Sequence[dict[str, Any]]) -> str:
-    """Markdown: a line for each scheme, means over seeds, the interval of success over prompts."""
+    """Format a Markdown table: a line per scheme, means over seeds, the interval of success over prompts."""
     heads = ["", "seeds", "success", "of each seed", "KL(q\\|\\|p)", "distinct-2", "cut off", "tokens sampled"]
     heads += ["of the rollouts accepted", "effective positives"]
     lines = [f"| {' | '.join(heads)} |", f"|{'---|' * len(heads)}"]
@@ -136,12 +135,12 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
 
 
 def by_prompt(runs: Sequence[dict[str, Any]]) -> list[float]:
-    """Success of every held-out prompt, averaged over runs."""
+    """Compute the success of every held-out prompt, averaged over runs."""
     return [statistics.fmean(values) for values in zip(*(run["success_by_prompt"] for run in runs), strict=True)]
 
 
 def headline(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
-    """How many times as often rounds obey, over the seeds that both have, with its interval over prompts."""
+    """Compute the ratio of rounds' success to one shot's, over common seeds, with its interval over prompts."""
     seeds = [{run["seed"]: run for run in runs if run["scheme"] == scheme} for scheme in (ROUNDS, ONE_SHOT)]
     common = sorted(seeds[0].keys() & seeds[1].keys())
     if not common:
@@ -169,12 +168,12 @@ def headline(runs: Sequence[dict[str, Any]]) -> dict[str, float]:
 
 
 def seeds_of(text: str) -> list[int]:
-    """``3`` is 0, 1, 2; ``0,2`` is itself; ValueError for anything else."""
+    """Parse seeds: ``3`` means 0, 1, 2 and ``0,2`` means itself; raise ValueError for anything else."""
     return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
 
 
 def fill(seeds: Sequence[int]) -> list[dict[str, Any]]:
-    """Run what is missing, one after the other, and return all runs."""
+    """Run the missing runs, one after the other, and return all runs."""
     todo = [(scheme, seed) for seed in seeds for scheme in SCHEMES]
     for number, (scheme, seed) in enumerate(todo, 1):
         if key_of(scheme, seed) in {run["key"] for run in stored()}:
@@ -185,7 +184,7 @@ def fill(seeds: Sequence[int]) -> list[dict[str, Any]]:
 
 
 def main() -> int:
-    """Run what is missing, print the table."""
+    """Run the missing runs and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seeds", type=seeds_of, default="3", help="how many, from 0 on, or a list such as 0,2 or 1,")
     parser.add_argument("--json", action="store_true", help="the headline numbers as JSON on the last line")

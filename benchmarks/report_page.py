@@ -3,8 +3,8 @@
     python benchmarks/report_page.py                               100 runs of 2,000 points: 20 variants, 5 seeds
     python benchmarks/report_page.py --variants 100 --seeds 1
 
-The runs are made up. What is timed starts with an empty profile and ends when the last figure is drawn; `load` is when
-the browser says that it has read the page.
+The runs are synthetic. The timer starts with an empty profile and stops when the last figure is drawn; `load` is the
+time until the browser reports that it has read the page.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ TEXT = "the quick brown fox jumps over a lazy dog while nobody in this small vil
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure the page and print the numbers."""
     options = timing.parser(__doc__)
     options.add_argument("--variants", type=int, default=20)
     options.add_argument("--seeds", type=int, default=5)
@@ -58,7 +58,7 @@ def main() -> int:
 
 
 def opened(page: Path) -> tuple[float, float]:
-    """Seconds until a new browser has loaded the page, and until all of its figures are drawn."""
+    """Measure the seconds until a new browser has loaded the page, and until all of its figures are drawn."""
     with browser() as driver:
         start = time.perf_counter()
         driver.get(page.as_uri())
@@ -68,7 +68,7 @@ def opened(page: Path) -> tuple[float, float]:
 
 
 def made_up(variant: int, seed: int, points: int) -> Run:
-    """A run whose curves wander, with sample texts of some twenty tokens."""
+    """Build a synthetic run with random walks as curves and sample texts of some twenty tokens."""
     draw = np.random.default_rng((variant, seed))
     walks = np.cumsum(draw.normal(size=(points, len(TRAINED))), axis=0) / 40 + variant / 10
     records = [{"step": step, **dict(zip(TRAINED, row, strict=True))} for step, row in enumerate(walks.tolist(), 1)]

@@ -1,12 +1,12 @@
-"""What a rollout is worth: one shot against rounds, and every way of weighing, on as many rollouts and steps.
+"""Sample efficiency: one shot against rounds, and every way of weighing, with equal numbers of rollouts and steps.
 
     python benchmarks/sample_efficiency.py --quick --json     one shot and rounds, three worlds; minutes on two cores
     python benchmarks/sample_efficiency.py                    five worlds, as in docs/sample_efficiency.md
     python benchmarks/sample_efficiency.py --all              every way of weighing, fewer rollouts, and rare_oracle.py
 
-Finished runs are lines of OUT/results.jsonl and are not repeated; what was stopped goes on where it was. Both sides of
-a ratio have the same objective, network, steps and number of rollouts; they differ in what is drawn and how it is
-weighed.
+Finished runs are lines of OUT/results.jsonl and are not repeated; a benchmark that was stopped resumes there. Both
+sides of a ratio have the same objective, network, steps and number of rollouts; they differ in the proposal and the
+weights of the rollouts.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from benchmarks import rare_oracle, timing  # noqa: E402
 from benchmarks.exact_world_sweep import WORLD, run  # noqa: E402
 from dinado.rollouts.store_spec import digest  # noqa: E402
 from workbench.settings import loader, schema  # noqa: E402
+from workbench.settings.methods import PREDICT_R  # noqa: E402
 
 EXPERIMENT = "exact_world_rounds"
-METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
 ONE_SHOT, ROUNDS = "one shot", "16 rounds, balance"
 ONE = ["rollouts.rounds=1"]
 FLATTENED = [*ONE, "rollouts.temperature=1.5"]
@@ -50,7 +50,7 @@ WORLDS, FEW_WORLDS = range(5), range(3)
 
 
 class Case(NamedTuple):
-    """One run."""
+    """One run of the benchmark."""
 
     method: str
     scheme: str
@@ -60,40 +60,38 @@ class Case(NamedTuple):
 
     @property
     def words(self) -> list[str]:
-        """Its command line."""
+        """The settings on its command line."""
         world = [*WORLD, f"task.seed={self.seed}", f"task.rarity={self.rarity:g}", f"rollouts.per_prompt={self.budget}"]
         return [f"method={self.method}", *world, *SCHEMES[self.scheme]]
 
     @property
     def key(self) -> str:
-        """Changes with every setting, those of the experiment included."""
-        config, leaves = loader.load(EXPERIMENT, self.words).config, schema.leaves()
-        values = {key: schema.get(config, key) for key in leaves}
-        return digest({key: value for key, value in values.items() if value != leaves[key].default})
+        """A digest of every setting, those of the experiment included."""
+        return digest(schema.departures(loader.load(EXPERIMENT, self.words).config))
 
 
 def quick_cases() -> list[Case]:
-    """What the headline needs, on few worlds."""
-    rare = [Case(m, s, BUDGETS[-1], RARE, seed) for seed in FEW_WORLDS for m in METHODS for s in (ONE_SHOT, ROUNDS)]
-    return rare + [Case(m, ROUNDS, BUDGETS[-1], RARER, seed) for seed in FEW_WORLDS for m in METHODS]
+    """List the runs that the headline needs, on few worlds."""
+    rare = [Case(m, s, BUDGETS[-1], RARE, seed) for seed in FEW_WORLDS for m in PREDICT_R for s in (ONE_SHOT, ROUNDS)]
+    return rare + [Case(m, ROUNDS, BUDGETS[-1], RARER, seed) for seed in FEW_WORLDS for m in PREDICT_R]
 
 
 def main_cases() -> list[Case]:
-    """One shot and rounds on five worlds of either rarity."""
+    """List the runs of one shot and rounds on five worlds of either rarity."""
     both = (ONE_SHOT, ROUNDS)
-    return [Case(m, s, BUDGETS[-1], r, seed) for r in (RARE, RARER) for seed in WORLDS for m in METHODS for s in both]
+    return [Case(m, s, BUDGETS[-1], r, seed) for r in (RARE, RARER) for seed in WORLDS for m in PREDICT_R for s in both]
 
 
 def all_cases() -> list[Case]:
-    """Besides, other schemes and a smaller budget on three worlds."""
+    """List the runs of :func:`main_cases`, and of other schemes and a smaller budget on three worlds."""
     others = [scheme for scheme in SCHEMES if scheme not in (ONE_SHOT, ROUNDS)]
-    cases = [Case(m, scheme, BUDGETS[-1], RARE, seed) for scheme in others for seed in FEW_WORLDS for m in METHODS]
-    cases += [Case(m, s, BUDGETS[0], RARE, seed) for seed in FEW_WORLDS for m in METHODS for s in (ONE_SHOT, ROUNDS)]
+    cases = [Case(m, scheme, BUDGETS[-1], RARE, seed) for scheme in others for seed in FEW_WORLDS for m in PREDICT_R]
+    cases += [Case(m, s, BUDGETS[0], RARE, seed) for seed in FEW_WORLDS for m in PREDICT_R for s in (ONE_SHOT, ROUNDS)]
     return main_cases() + cases
 
 
 class Results:
-    """Finished runs of a folder, by what decided them."""
+    """The finished runs of a folder, by the digest of their settings."""
 
     def __init__(self, out: Path) -> None:
         self.out = out
@@ -103,7 +101,7 @@ class Results:
         self._rows = {row["key"]: row for row in map(json.loads, lines)}
 
     def fill(self, cases: Sequence[Case], jobs: int) -> None:
-        """Run what is missing, so many at a time; one that fails stops the rest."""
+        """Run the missing runs, ``jobs`` at a time; one that fails stops the rest."""
         missing = [case for case in cases if case.key not in self._rows]
         with ThreadPoolExecutor(jobs) as pool:
             done = pool.map(lambda case: (case, run(case.words, self.out, EXPERIMENT)), missing)
@@ -116,12 +114,12 @@ class Results:
                 print(f"[{index}/{len(missing)}] {case.method}, {case.scheme}, {where}: {distance}", flush=True)
 
     def column(self, key: str, cases: Sequence[Case]) -> list[float]:
-        """One number of each case."""
+        """Return one metric of each case."""
         return [self._rows[case.key][key] for case in cases]
 
 
 def geometric(values: Sequence[float]) -> tuple[float, float, float]:
-    """Geometric mean with its 95 % interval, from Student's t on the logarithms."""
+    """Compute the geometric mean with its 95 % interval, from Student's t on the logarithms."""
     logs = [math.log(value) for value in values]
     mean = statistics.fmean(logs)
     if len(logs) < 2:
@@ -131,9 +129,9 @@ def geometric(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def headline(results: Results, cases: Sequence[Case]) -> dict[str, float]:
-    """How much closer rounds come than one shot, and how much of the gap they close where the oracle is rarer still."""
+    """Compute the ratio of rounds' KL(q*||q) to one shot's, and the gap that rounds close with the rarer oracle."""
     numbers = {}
-    for method in METHODS:
+    for method in PREDICT_R:
         name = method.removeprefix("dinado_")
         rare = [c for c in cases if (c.method, c.budget, c.rarity) == (method, BUDGETS[-1], RARE)]
         once, rounds = (
@@ -141,7 +139,7 @@ def headline(results: Results, cases: Sequence[Case]) -> dict[str, float]:
             for scheme in (ONE_SHOT, ROUNDS)
         )
         numbers[f"kl_ratio_{name}"] = geometric([b / a for a, b in zip(once, rounds, strict=True)])[0]
-    for method in METHODS:
+    for method in PREDICT_R:
         rarer = [c for c in cases if (c.method, c.scheme, c.rarity) == (method, ROUNDS, RARER)]
         gaps = results.column("val/gap_closed", rarer)
         numbers[f"gap_closed_rarity3_{method.removeprefix('dinado_')}"] = statistics.fmean(gaps)
@@ -149,12 +147,12 @@ def headline(results: Results, cases: Sequence[Case]) -> dict[str, float]:
 
 
 def table(results: Results, cases: Sequence[Case]) -> list[dict[str, object]]:
-    """A line for each scheme, budget and rarity: KL(q*||q) of each method, geometric means with intervals."""
+    """Build a line for each scheme, budget and rarity: KL(q*||q) of each method, geometric means with intervals."""
     groups = dict.fromkeys((case.rarity, case.scheme, case.budget) for case in cases)
     lines = []
     for rarity, scheme, budget in groups:
         line: dict[str, object] = {"rarity": f"{rarity:g}", "rollouts": budget, "scheme": scheme}
-        for method in METHODS:
+        for method in PREDICT_R:
             mine = [c for c in cases if c[:4] == (method, scheme, budget, rarity)]
             mean, low, high = geometric(results.column("val/kl_to_optimum", mine))
             line[method] = f"{mean:.3f} [{low:.3f}, {high:.3f}]"
@@ -163,7 +161,7 @@ def table(results: Results, cases: Sequence[Case]) -> list[dict[str, object]]:
 
 
 def draw(results: Results, cases: Sequence[Case], file: Path) -> None:
-    """KL(q*||q) of every world, one shot beside rounds, for both rarities."""
+    """Draw KL(q*||q) of every world, one shot beside rounds, for both rarities."""
     import matplotlib
 
     matplotlib.use("svg")
@@ -175,13 +173,13 @@ def draw(results: Results, cases: Sequence[Case], file: Path) -> None:
         for scheme, marker, shift in ((ONE_SHOT, "o", -0.15), (ROUNDS, "D", 0.15)):
             places: list[float] = []
             values: list[float] = []
-            for place, method in enumerate(METHODS):
+            for place, method in enumerate(PREDICT_R):
                 mine = [c for c in cases if c[:4] == (method, scheme, BUDGETS[-1], rarity)]
                 values += results.column("val/kl_to_optimum", mine)
                 places += [place + shift] * len(mine)
             axis.scatter(places, values, marker=marker, alpha=0.8, label=scheme)
         axis.set(title=f"rarity {rarity:g}", yscale="log")
-        axis.set_xticks(range(len(METHODS)), [method.removeprefix("dinado_") for method in METHODS])
+        axis.set_xticks(range(len(PREDICT_R)), [method.removeprefix("dinado_") for method in PREDICT_R])
         axis.grid(axis="y", alpha=0.3)
     axes[0].set_ylabel("KL(q*||q), nats; one mark a world")
     axes[1].legend()
@@ -189,7 +187,7 @@ def draw(results: Results, cases: Sequence[Case], file: Path) -> None:
 
 
 def main() -> int:
-    """Run what is missing, print the tables, and draw the picture."""
+    """Run the missing runs, print the tables, and draw the figure."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--quick", action="store_true", help="the headline numbers only, on few worlds")
     parser.add_argument("--all", action="store_true", help="every scheme and budget, and a real model")

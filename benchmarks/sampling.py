@@ -1,13 +1,14 @@
-"""Rollouts a second of the sampler, beside ``generate(num_return_sequences=K)`` of transformers.
+"""Throughput of the sampler in rollouts per second, compared with ``generate(num_return_sequences=K)`` of transformers.
 
     python benchmarks/sampling.py                      SmolLM2-135M-Instruct, 8 prompts, K = 16, 24 new tokens
     python benchmarks/sampling.py --base gpt2-like     a random 6-layer GPT-2, nothing to download
     python benchmarks/sampling.py --scaling            cost against K, new tokens and prompt length
 
-The other side samples a prompt at a time from the same distribution, and scores its tokens afterwards with one more
-pass, since rollouts need their log-probabilities; ours records them on the way. Two more lines say what the base's
-hidden states cost, kept on the way or read in a pass afterwards. The share of the limit is the time of the matrix
-products alone, at the rate of a product of these shapes measured in the same turns, over that of sampling.
+``generate`` samples one prompt at a time from the same distribution, and scores its tokens afterwards with one more
+pass, since rollouts need their log-probabilities; our sampler records them while sampling. Two more lines give the cost
+of the base's hidden states, kept while sampling or computed in a pass afterwards. The share of the limit is the time of
+the matrix products alone, at the rate of a product of these shapes measured in the same turns, divided by the time of
+sampling.
 """
 
 from __future__ import annotations
@@ -29,11 +30,11 @@ from dinado.rollouts.sampler import Decoder, sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
 DEPTHS = (0.0, 0.5, 1.0)
-"""Of the hidden states that are kept: embeddings, middle, last."""
+"""Depths of the hidden states that are kept: embeddings, middle, last."""
 
 
 def main() -> int:
-    """Measure, print, and say how the other side compares."""
+    """Measure both samplers, or the scaling of ours, and print the numbers."""
     options = timing.parser(__doc__)
     options.add_argument("--scaling", action="store_true", help="sizes instead of the other side")
     arguments, base = with_base(options)
@@ -43,7 +44,7 @@ def main() -> int:
 
 
 def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
-    """Both ways, every rollout as long as the budget, so that both do the same work."""
+    """Compare both samplers; every rollout is as long as the budget, so that both do the same work."""
     ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
     rows = PROMPTS * K
     seconds = timing.alternate(
@@ -86,7 +87,7 @@ def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
 def ours(
     base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int, layers: Sequence[int] = ()
 ) -> Callable[[], object]:
-    """All prompts at once; no token ends a response. States of some layers are kept."""
+    """Return a function that samples all prompts at once, without early ends, and keeps states of ``layers``."""
     decoder = Decoder(base.model, base.temperature, layers)
 
     def run() -> object:
@@ -97,7 +98,7 @@ def ours(
 
 
 def states_afterwards(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -> Callable[[], object]:
-    """One pass over finished texts, every prompt read once."""
+    """Return a function that computes states in one pass over finished texts, every prompt read once."""
     rows = len(ids_PS) * per_prompt
     tokens = torch.randint(3, base.vocab_size, (rows, new_tokens), generator=torch.Generator().manual_seed(3))
     prompt_of = torch.arange(len(ids_PS)).repeat_interleave(per_prompt).tolist()
@@ -107,7 +108,7 @@ def states_afterwards(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_t
 
 @torch.no_grad()
 def plain(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) -> list[torch.Tensor]:
-    """A prompt at a time, then log-probabilities in one more pass."""
+    """Sample one prompt at a time, then compute log-probabilities in one more pass."""
     found = []
     for ids_1S in ids_PS.split(1):
         out = base.model.generate(
@@ -128,12 +129,12 @@ def plain(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) 
 
 
 def prompts(base: BaseLM, count: int, length: int) -> torch.Tensor:
-    """Random prompts ``[P, S]``."""
+    """Draw random prompts ``[P, S]``."""
     return torch.randint(3, base.vocab_size, (count, length), generator=torch.Generator().manual_seed(2))
 
 
 def scaling(base: BaseLM, repeats: int, as_json: bool) -> int:
-    """Seconds at three sizes, and the exponent with which they grow."""
+    """Measure the seconds at three sizes, and the exponent with which they grow."""
     grids = {
         "K": [(PROMPT_TOKENS, k, NEW_TOKENS) for k in (4, 16, 64)],
         "new tokens": [(PROMPT_TOKENS, K, n) for n in (12, 24, 48)],

@@ -1,10 +1,11 @@
-"""Two processes against one: training and sampling, in tokens a second, one thread each.
+"""Two processes against one: training and sampling, in tokens per second, one thread each.
 
     python benchmarks/scaling.py                         DiNADO-Merge on a random GPT-2 of 30 million parameters
     python benchmarks/scaling.py --method dinado_soft --processes 4
 
-Runs ``train.py`` from the first rollout to the last step, one shape after the other and again, and reads what the runs
-logged themselves; a ratio is that of two neighbours in time. Both draw the same rollouts and take the same steps.
+It runs ``train.py`` from the first rollout to the last step, alternating between the numbers of processes, and reads
+the metrics that the runs log; a ratio is that of two consecutive runs. Both sample the same rollouts and take the same
+steps.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing  # noqa: E402
 from benchmarks.case import Size, build_base  # noqa: E402
-from workbench.settings.config import METHODS  # noqa: E402
+from workbench.settings.methods import METHODS  # noqa: E402
 
 PROMPTS, PER_PROMPT, STEPS, WARM_UP = 48, 16, 12, 3
 SETTINGS = (
@@ -37,7 +38,7 @@ SETTINGS = (
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure both numbers of processes and print the ratios."""
     options = timing.parser(__doc__)
     options.set_defaults(repeats=3, threads=1)
     options.add_argument("--method", choices=METHODS, default="dinado_merge")
@@ -64,12 +65,12 @@ def main() -> int:
 
 
 def median(turns: list[dict[int, dict[str, float]]], count: int, what: str) -> float:
-    """Tokens a second of one shape."""
+    """Compute the median of tokens per second with ``count`` processes."""
     return statistics.median(turn[count][what] for turn in turns)
 
 
 def write_case(folder: Path) -> None:
-    """A base and prompts."""
+    """Write a base and prompts to a folder."""
     size, stream = Size(), random.Random(0)
     base = build_base(size)
     base.model.save_pretrained(folder / "model")
@@ -79,10 +80,10 @@ def write_case(folder: Path) -> None:
 
 
 def measure(folder: Path, method: str, processes: int) -> dict[str, float]:
-    """Tokens a second of one run, which samples afresh.
+    """Measure the tokens per second of one run, which samples anew.
 
     Raises:
-        SystemExit: it failed, with what it said.
+        SystemExit: the run failed; the message holds its output.
     """
     with tempfile.TemporaryDirectory(dir=folder) as out:
         where = [f"base.name={folder}/model", f"task.path={folder}/prompts.jsonl", f"data.cache={out}", f"runs={out}"]
@@ -95,7 +96,7 @@ def measure(folder: Path, method: str, processes: int) -> dict[str, float]:
         records = [json.loads(line) for line in file.read_text().splitlines()]
     training = [record["perf/tokens_per_s"] for record in records[:-1] if "perf/tokens_per_s" in record]
     result = json.loads(done.stdout.splitlines()[-1])
-    # Responses that do not end within their budget are of one length.
+    # Responses that do not end within their budget all have the same length.
     sampling = result["perf/rollouts_per_s"] * result["base/tokens"]
     return {"training": statistics.median(training[WARM_UP:]), "sampling": sampling}
 

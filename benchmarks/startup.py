@@ -1,10 +1,10 @@
-"""Seconds until training begins in a run whose rollouts are stored, until its first step, until ``--help`` answers.
+"""Seconds until a run whose rollouts are stored begins to train, until its first step, and until ``--help`` answers.
 
     python benchmarks/startup.py                                   the demo
     python benchmarks/startup.py commongen_smollm2 method=nado     any experiment and settings
 
-Runs ``train.py`` in a process of its own, which is stopped once it has logged its first step. A run before the first
-that is timed converts the model and samples the rollouts, if they are not there.
+It runs ``train.py`` in its own process, which is stopped once it has logged its first step. A run that is not timed
+comes first; it converts the model and samples the rollouts, if they are missing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ TRAIN = [sys.executable, "train.py"]
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure the seconds and print them."""
     options = timing.parser(__doc__)
     options.add_argument("experiment", nargs="?", default="quickstart")
     options.add_argument("settings", nargs="*", help="key=value for the run")
@@ -43,10 +43,10 @@ def main() -> int:
 
 
 def start(words: list[str]) -> dict[str, float]:
-    """Starts a run and stops it after its first step; seconds until it says that it trains, and until that step.
+    """Start a run and stop it after its first step; return the seconds until it reports training, and until the step.
 
     Raises:
-        SystemExit: it ended before, with what it said.
+        SystemExit: the run ended before; the message holds its output.
     """
     with tempfile.TemporaryDirectory() as runs, tempfile.TemporaryFile("w+") as said:
         command = [*TRAIN, *words, f"runs={runs}", "trainer.log_every=1", "trainer.progress=false"]
@@ -69,7 +69,7 @@ def start(words: list[str]) -> dict[str, float]:
 
 
 def answer() -> dict[str, float]:
-    """Seconds of the help of the main script."""
+    """Measure the seconds that ``--help`` of the main script takes."""
     started = time.perf_counter()
     subprocess.run([*TRAIN, "--help"], cwd=ROOT, stdout=subprocess.DEVNULL, check=True)
     return {"--help": time.perf_counter() - started}

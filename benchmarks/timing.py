@@ -1,4 +1,4 @@
-"""Shared by the speed benchmarks: alternating medians, the matrix-product rate of this machine, tables, ``--json``."""
+"""Helpers of the speed benchmarks: alternating medians, the machine's rate of matrix products, tables, ``--json``."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import torch
 
 
 def parser(description: str | None) -> argparse.ArgumentParser:
-    """Options that every speed benchmark has."""
+    """Build a parser with the options that every speed benchmark has."""
     options = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--repeats", type=whole, default=5, help="measurements of each path (default 5)")
     options.add_argument("--threads", type=whole, default=torch.get_num_threads(), help="CPU threads")
@@ -25,14 +25,14 @@ def parser(description: str | None) -> argparse.ArgumentParser:
 
 
 def whole(text: str) -> int:
-    """A number of repeats or threads; argparse makes one line of the error."""
+    """Parse a number of repeats or threads; argparse turns the error into one line."""
     if (value := int(text)) < 1:
         raise argparse.ArgumentTypeError("give 1 or more")
     return value
 
 
 def alternate(paths: Mapping[str, Callable[[], object]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each path, one of each in turn, so that a busy moment of the machine hits all of them."""
+    """Measure the seconds of each path, in turns, so that a busy moment of the machine affects all of them."""
     for run in paths.values():
         run()
     seconds: dict[str, list[float]] = {name: [] for name in paths}
@@ -45,25 +45,25 @@ def alternate(paths: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
-    """Median over turns of slow / fast."""
+    """Compute the median over turns of slow / fast."""
     return statistics.median(a / b for a, b in zip(slow, fast, strict=True))
 
 
 def growth(amounts: Sequence[float], seconds: Sequence[float]) -> float:
-    """The exponent with which seconds grow with amounts: slope of a straight line through their logarithms."""
+    """Compute the exponent with which seconds grow with amounts: the slope of a line fitted to their logarithms."""
     return statistics.linear_regression([math.log(a) for a in amounts], [math.log(s) for s in seconds]).slope
 
 
 def gemm_seconds(rows: int, inner: int, columns: int) -> Callable[[], object]:
-    """One product ``[rows, inner] @ [inner, columns]`` to be timed beside the rest."""
+    """Return one product ``[rows, inner] @ [inner, columns]`` to be timed beside the rest."""
     left, right = torch.randn(rows, inner), torch.randn(columns, inner)
     return lambda: left @ right.T
 
 
 def peak_mb(work: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
-    """Resident memory in MB in a process of its own: after ``work()`` has built its model, and what running adds.
+    """Measure resident memory in MB in a new process: after ``work()`` has built its model, and the rise by running it.
 
-    A fresh process, since the peak of one never falls.
+    The process has to be new, since the peak of one never falls.
     """
     context = multiprocessing.get_context("fork")
     receiver, sender = context.Pipe(duplex=False)
@@ -84,7 +84,7 @@ def _measure(work: Callable[[], Callable[[], object]], threads: int, sender: Any
 
 
 def show(rows: Sequence[Mapping[str, object]]) -> None:
-    """A Markdown table."""
+    """Print a Markdown table."""
     heads = list(rows[0])
     print(f"| {' | '.join(heads)} |\n|{'---|' * len(heads)}")
     for row in rows:
@@ -92,7 +92,7 @@ def show(rows: Sequence[Mapping[str, object]]) -> None:
 
 
 def finish(numbers: Mapping[str, float], as_json: bool) -> int:
-    """The headline numbers, readable or as the last line of stdout."""
+    """Print the headline numbers, readable or as JSON on the last line of stdout; return exit code 0."""
     if as_json:
         print(json.dumps(dict(numbers)))
     else:

@@ -1,10 +1,10 @@
-"""What a frozen base's log-probabilities would lose if only the likeliest tokens of each position were kept.
+"""The loss of accuracy if only the likeliest tokens of a frozen base's distributions were kept.
 
     python benchmarks/top_k.py                      SmolLM2-135M-Instruct along its own rollouts, K = 4 for 24 requests
 
-Everything a loss needs from the vocabulary could be had from the k likeliest tokens instead of from hidden states. The
-mass outside them bounds how far E_p[R] can then be off, since R lies in [0, 1]; a sampled token outside has no log p at
-all. An entry takes four bytes (a token in two, a log-probability in two), a state two bytes a component in bfloat16.
+A loss could be computed from the k likeliest tokens of each position instead of from hidden states. The mass outside
+them bounds the error of E_p[R], since R lies in [0, 1]; a sampled token outside has no log p at all. An entry takes
+four bytes (two for the token, two for the log-probability); a state takes two bytes per component in bfloat16.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from datamodules.tasks.brief import source
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.rollouts.sampler import Decoder, sample, uniforms
-from workbench.settings.config import Config
+from workbench.settings.data_settings import DataConfig
+from workbench.settings.tasks import TaskConfig
 
 PROMPTS, K, NEW_TOKENS = 24, 4, 28
 SIZES = (64, 256, 1024, 4096)
 
 
 def main() -> int:
-    """Measure and print."""
+    """Measure the mass outside the likeliest tokens and print it."""
     arguments, base = with_base(timing.parser(__doc__))
-    if arguments.base == "gpt2-like":  # knows numbers only
+    if arguments.base == "gpt2-like":  # its tokenizer has numbers only
         ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)
         encoded = ids_PS, torch.ones_like(ids_PS)
     else:
-        encoded = base.encode_prompts(source(Config()).train[:PROMPTS])
+        encoded = base.encode_prompts(source(TaskConfig(), DataConfig()).train[:PROMPTS])
     outside_KN, sampled_outside_KN = measure(base, *encoded)
     depths = len({base.layer(depth) for depth in (*NETWORK["taps"], 1.0)})
     rows = [
@@ -58,7 +59,7 @@ def main() -> int:
 
 @torch.no_grad()
 def measure(base: BaseLM, ids_PS: torch.Tensor, mask_PS: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Mass outside the k likeliest tokens, and whether the sampled token is outside, by k and response position."""
+    """Compute the mass outside the k likeliest tokens, and whether the sampled token is outside, by k and position."""
     decoder = Decoder(base.model, base.temperature)
     samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniforms(range(PROMPTS), K, NEW_TOKENS, "benchmark"))
     batch = RolloutBatch.unjudged(ids_PS, mask_PS, samples.prompt_of, samples.tokens)

@@ -1,11 +1,11 @@
-"""Response tokens a second of a training step, beside the same step written the plain way.
+"""Throughput of a training step in response tokens per second, compared with a plain implementation of it.
 
     python benchmarks/train_step.py                    a 6-layer GPT-2 with 50,257 tokens, 32 rollouts a step
     python benchmarks/train_step.py --scaling          cost against vocabulary, response length, K and model size
 
-Both paths take a whole optimiser step with the same loss (benchmarks/plain.py is the other side). *of the limit* is the
-time that the matrix products of the step would take alone, at the rate of a product of these shapes measured in the
-same turns, over the time that the step takes.
+Both take a whole optimiser step with the same loss (the plain implementation is benchmarks/plain.py). *of the limit* is
+the time that the matrix products of the step would take alone, at the rate of a product of these shapes measured in the
+same turns, divided by the time that the step takes.
 """
 
 from __future__ import annotations
@@ -19,13 +19,13 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
-from dinado.parameters.scores import PolicyScores
 
 from benchmarks import timing
 from benchmarks.case import Size, build, loss_of, make_batch, with_recorded
 from benchmarks.plain import plain_loss
 from dinado.batch import RolloutBatch
-from lightning_modules.rollout_method import OracleMethod
+from dinado.parameters.policy import Policy
+from lightning_modules.rollout_method import RolloutMethod
 
 METHODS = {"soft": "dinado_soft", "merge": "dinado_merge", "nado": "nado"}
 GEMM_ROWS = 512
@@ -38,7 +38,7 @@ SCALES = {
 
 
 def main() -> int:
-    """Measure, print, and say how the other side compares."""
+    """Measure both implementations, or the scaling of ours, and print the numbers."""
     options = timing.parser(__doc__)
     options.add_argument("--scaling", action="store_true", help="sizes instead of the other side")
     arguments = options.parse_args()
@@ -56,7 +56,7 @@ def main() -> int:
 
 
 def compare(short: str, name: str, size: Size, repeats: int) -> tuple[dict[str, object], dict[str, float]]:
-    """One method, both ways."""
+    """Compare both implementations of one method."""
     method, batch = build(name, size), make_batch(size)
     recorded = with_recorded(method, batch)
     difference = abs(float(plain_loss(method, batch)) - float(loss_of(method, recorded)))
@@ -86,9 +86,9 @@ def compare(short: str, name: str, size: Size, repeats: int) -> tuple[dict[str, 
 
 
 def step(
-    method: OracleMethod, batch: RolloutBatch, loss: Callable[[OracleMethod, RolloutBatch], torch.Tensor]
+    method: RolloutMethod, batch: RolloutBatch, loss: Callable[[RolloutMethod, RolloutBatch], torch.Tensor]
 ) -> Callable[[], object]:
-    """Forward, backward, update."""
+    """Return a function that takes one optimiser step: forward, backward, update."""
     optimizer = torch.optim.AdamW([p for p in method.parameters() if p.requires_grad], lr=1e-6)
 
     def run() -> None:
@@ -99,17 +99,17 @@ def step(
     return run
 
 
-def products(method: OracleMethod, batch: RolloutBatch) -> Iterator[tuple[int, int, int]]:
-    """Shapes of the matrix products that a step cannot do without, attention's own left out.
+def products(method: RolloutMethod, batch: RolloutBatch) -> Iterator[tuple[int, int, int]]:
+    """Yield the shapes of the matrix products that a step cannot do without; attention's own are left out.
 
-    States of the frozen base are given, so a network pays for itself and a policy for one model: forward, and backward
-    through the activations and into what is trained. Every response token meets the vocabulary once for p, once for the
-    scores, and once for their derivative.
+    States of the frozen base are given, so a network needs its own products and a policy those of one model: forward,
+    and backward with respect to the activations and the trained weights. Every response token is multiplied with the
+    vocabulary once for p, once for the scores, and once for their derivative.
     """
     base, tokens = method.base, int(batch.response_mask_BT.sum())
     width, vocabulary = base.hidden_size, base.vocab_size
     read = int(batch.prompt_mask_PS.sum()) + tokens - batch.num_rows
-    if isinstance(method.scores, PolicyScores):
+    if isinstance(method.scores, Policy):
         linear = [
             p
             for n, p in base.model.base_model.named_parameters()
@@ -123,7 +123,7 @@ def products(method: OracleMethod, batch: RolloutBatch) -> Iterator[tuple[int, i
 
 
 def scaling(repeats: int, as_json: bool) -> int:
-    """Seconds of a step at three sizes, and the exponent with which they grow."""
+    """Measure the seconds of a step at three sizes, and the exponent with which they grow."""
     rows, numbers = [], {}
     for what, sizes in SCALES.items():
         for short, name in METHODS.items():

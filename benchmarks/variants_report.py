@@ -1,10 +1,10 @@
-"""The four variants beside each other: the regularisation term over training, KL to the optimum, success, rollouts.
+"""A comparison of the four variants: the regularisation term over training, KL to the optimum, success, rollouts.
 
     python benchmarks/variants_report.py              exact world and SmolLM2-135M, five seeds each; two hours
     python benchmarks/variants_report.py --quick      the exact world alone, a quarter of an hour
 
-Runs the sweeps ``variants_rollouts_exact``, ``variants_published`` and ``variants_quickstart`` (finished trials are not
-repeated) and writes docs/results/variants.md, every run beside it, and docs/variants.svg.
+It runs the sweeps ``variants_rollouts_exact``, ``variants_published`` and ``variants_quickstart`` (finished trials are
+not repeated) and writes docs/results/variants.md, a list of all runs beside it, and docs/variants.svg.
 """
 
 from __future__ import annotations
@@ -28,20 +28,16 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing  # noqa: E402
+from dinado.evaluation.measures import measure  # noqa: E402
 from workbench.report.run_reader import Run, find_runs, read_run  # noqa: E402
 from workbench.report.statistics import Summary, summarise  # noqa: E402
+from workbench.settings.methods import METHODS, PREDICT_R  # noqa: E402
 
-METHODS = ("nado", "dinado_soft", "dinado_merge", "dinado_hard")
-NUMBERS = {
-    "KL(q*\\|\\|q)": "val/kl_to_optimum",
-    "gap closed": "val/gap_closed",
-    "success": "val/success",
-    "KL(q\\|\\|p)": "val/kl_from_base",
-    "R error": "val/r_calibration_error",
-}
+SHOWN = ("kl_to_optimum", "gap_closed", "success", "kl_from_base", "r_calibration_error")
+NUMBERS = {measure(f"val/{name}").label.replace("|", "\\|"): f"val/{name}" for name in SHOWN}
 TERM, KL, LIMIT = "reg/forward_consistency", "val/kl_to_optimum", 0.5
 ROUNDING = 1e-5
-"""Nats; Hard is consistent by construction, up to this."""
+"""Rounding error in nats, up to which Hard is consistent by construction."""
 STYLES = {
     "nado": ("#b45309", "-"),
     "dinado_soft": ("#1d4ed8", "--"),
@@ -55,9 +51,9 @@ class Part:
     """One sweep of the report.
 
     Attributes:
-        sweep: its file.
-        title: what it is about.
-        full: the setting in which every run had all rollouts; the others show what fewer are worth.
+        sweep: name of its file.
+        title: heading of its section.
+        full: the setting of the runs with all rollouts; the other runs show the effect of fewer.
     """
 
     sweep: str
@@ -71,7 +67,7 @@ OURS = Part("variants_quickstart", "SmolLM2-135M, the quickstart's recipes, 32 s
 
 
 def main() -> int:
-    """Run what is missing, write what was found."""
+    """Run the missing trials and write the report."""
     options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     options.add_argument("--quick", action="store_true", help="the exact world alone; nothing in docs/ is changed")
     options.add_argument("--jobs", type=timing.whole, default=2, help="trials at once")
@@ -96,32 +92,32 @@ def main() -> int:
 
 
 def runs_of(sweep: Path) -> list[Run]:
-    """The finished runs of a sweep."""
+    """Return the finished runs of a sweep."""
     return [run for place in find_runs([str(sweep)]) if (run := read_run(place.path)).finished]
 
 
 def of(runs: Sequence[Run], method: str, settings: Mapping[str, str]) -> list[Run]:
-    """Those of a method with these settings."""
+    """Select the runs of a method with these settings."""
     wanted = {"method": method, **settings}
     return [run for run in runs if all(run.settings[key] == value for key, value in wanted.items())]
 
 
 def curve(run: Run, key: str) -> dict[int, float]:
-    """A number of training or of validations over optimiser steps done, without the closing record."""
+    """Return a metric of training or validation over optimiser steps done, without the closing record."""
     closing = run.records[-1]
     return {int(record["step"]) + 1: record[key] for record in run.records if record is not closing and key in record}
 
 
 def section(part: Part, runs: Sequence[Run]) -> str:
-    """Its tables."""
-    full = {method: found for method in METHODS if (found := of(runs, method, part.full))}
+    """Format the tables of one sweep."""
+    full = {method: found for method in PREDICT_R if (found := of(runs, method, part.full))}
     tables = [outcomes(full), term(full)]
     tables.append(by_rollouts(runs) if part.full else by_steps(full))
     return f"## {part.title}\n\n" + "\n\n".join(tables)
 
 
 def outcomes(groups: Mapping[str, Sequence[Run]]) -> str:
-    """Numbers at the end, means over seeds with 95 % intervals."""
+    """Format a table of the final metrics, means over seeds with 95 % intervals."""
     rows = [
         [name(method), str(len(runs)), *(said(summarise(runs, key)) for key in NUMBERS.values())]
         for method, runs in groups.items()
@@ -130,7 +126,7 @@ def outcomes(groups: Mapping[str, Sequence[Run]]) -> str:
 
 
 def term(groups: Mapping[str, Sequence[Run]]) -> str:
-    """The regularisation term over training, means over seeds: does it grow, does it stay below 0.5?"""
+    """Format a table of the regularisation term over training: whether it grows, and whether it stays below 0.5."""
     rows = []
     for method, runs in groups.items():
         values = [list(curve(run, TERM).values()) for run in runs]
@@ -150,23 +146,23 @@ def term(groups: Mapping[str, Sequence[Run]]) -> str:
 
 
 def quarter(values: Sequence[float], last: bool) -> Sequence[float]:
-    """The first or the last quarter of a curve, one point at least."""
+    """Return the first or the last quarter of a curve, at least one point."""
     size = max(1, len(values) // 4)
     return values[-size:] if last else values[:size]
 
 
 def by_rollouts(runs: Sequence[Run]) -> str:
-    """KL to the optimum after runs on fewer rollouts."""
+    """Format a table of KL to the optimum after runs on fewer rollouts."""
     sizes = sorted({int(run.settings["rollouts.per_prompt"]) for run in runs})
     rows = [
         [name(method), *(said(summarise(of(runs, method, {"rollouts.per_prompt": str(size)}), KL)) for size in sizes)]
-        for method in METHODS
+        for method in PREDICT_R
     ]
     return table(["KL(q*\\|\\|q) after", *(f"{size:,} rollouts" for size in sizes)], rows)
 
 
 def by_steps(groups: Mapping[str, Sequence[Run]]) -> str:
-    """KL to the optimum on the way."""
+    """Format a table of KL to the optimum during training."""
     steps = sorted({step for runs in groups.values() for run in runs for step in curve(run, KL)})
     rows = []
     for method, runs in groups.items():
@@ -176,41 +172,41 @@ def by_steps(groups: Mapping[str, Sequence[Run]]) -> str:
 
 
 def summary_of(run: Run) -> dict[str, Any]:
-    """What the report read of a run."""
+    """Return the numbers of a run that the report uses."""
     kept = {key: run.final[key] for key in (*NUMBERS.values(), TERM) if key in run.final}
     which = {key: run.settings[key] for key in ("method", "seed", "rollouts.seed", "rollouts.per_prompt")}
     return {**which, **kept, "curve": {step: float(f"{value:.4g}") for step, value in curve(run, TERM).items()}}
 
 
 def name(method: str) -> str:
-    """As in the papers."""
-    return "NADO" if method == "nado" else method.replace("dinado_", "DiNADO-").title().replace("Dinado", "DiNADO")
+    """Return the name of a method as in the papers."""
+    return METHODS[method].title
 
 
 def number(value: float) -> str:
-    """Three digits; what is but rounding is nothing."""
+    """Format a number with three digits; rounding errors become 0."""
     return "0" if abs(value) < ROUNDING else f"{value:.3g}"
 
 
 def said(summary: Summary | None) -> str:
-    """A mean with its interval."""
+    """Format a mean with its interval."""
     if summary is None:
         return "-"
     return f"{number(summary.mean)} [{number(summary.low)}, {number(summary.high)}]"
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """Markdown."""
+    """Format a Markdown table."""
     lines = [head, ["---"] * len(head), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def draw(found: Mapping[Part, Sequence[Run]], file: Path) -> None:
-    """The term over training on the left, KL to the optimum on the right; a line a method, a band over its seeds."""
+    """Draw the term over training on the left, KL to the optimum on the right; a line per method, a band over seeds."""
     plt.rcParams.update({"font.size": 10, "svg.hashsalt": "variants", "font.family": "sans-serif"})
     figure, axes = plt.subplots(len(found), 2, figsize=(9.6, 3.1 * len(found)), squeeze=False)
     for (left, right), (part, runs) in zip(axes, found.items(), strict=True):
-        for method in METHODS:
+        for method in PREDICT_R:
             group = of(runs, method, part.full)
             band(left, method, [curve(run, TERM) for run in group])
             band(right, method, list(worth(part, runs, method)))
@@ -233,7 +229,7 @@ def draw(found: Mapping[Part, Sequence[Run]], file: Path) -> None:
 
 
 def worth(part: Part, runs: Sequence[Run], method: str) -> Iterator[dict[int, float]]:
-    """For every seed, KL to the optimum over what it was trained on."""
+    """Yield KL to the optimum for every seed, over numbers of rollouts, or over optimiser steps."""
     if not part.full:
         yield from (curve(run, KL) for run in of(runs, method, part.full))
         return
@@ -244,7 +240,7 @@ def worth(part: Part, runs: Sequence[Run], method: str) -> Iterator[dict[int, fl
 
 
 def band(axis: Any, method: str, curves: Sequence[Mapping[int, float]]) -> None:
-    """Mean over seeds, and from the lowest to the highest."""
+    """Draw the mean over seeds, and the range from the lowest to the highest."""
     colour, dashes = STYLES[method]
     steps = sorted(set.intersection(*(set(one) for one in curves))) if curves else []
     values = np.array([[one[step] for step in steps] for one in curves])

@@ -1,1 +1,1 @@
-"""From prompts to batches: tasks, rollouts, weights and length buckets."""
+"""Data modules: tasks, the rollouts of their prompts, weights, and batches of similar length."""

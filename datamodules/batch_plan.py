@@ -1,4 +1,4 @@
-"""Which rows go into which optimiser step, micro-batch and process; the same on any number of processes.
+"""Assignment of rows to optimiser steps, micro-batches and processes; steps do not depend on the number of processes.
 
 Axes: N rows, G groups, B rows of a step.
 """
@@ -20,33 +20,32 @@ from workbench.settings.run_settings import OptimConfig
 
 @dataclass(frozen=True)
 class Budget:
-    """How much goes into an optimiser step: so many rollouts, or as many as have so many response tokens together."""
+    """The size of an optimiser step: ``amount`` rollouts, or as many rollouts as fit in ``amount`` response tokens."""
 
     amount: int
     by_tokens: bool = False
 
     def share(self, share: float) -> Budget:
-        """Part of it, at least 1 and not all."""
+        """Return a budget of this share, at least 1 and less than the whole."""
         return Budget(min(max(round(share * self.amount), 1), self.amount - 1), self.by_tokens)
 
     def rows(self, length_N: np.ndarray) -> float:
-        """Rollouts that it holds on average, if they are of these lengths."""
+        """Return the mean number of rollouts in a step, for rollouts of these lengths in tokens."""
         return self.amount / float(length_N.mean()) if self.by_tokens else self.amount
 
 
 class BatchPlan:
     """An endless sequence of optimiser steps over some rows, the same on any number of processes.
 
-    An epoch is every row once: the rows of each prompt, shuffled, are cut into groups; the groups are shuffled and
-    laid end to end; steps are cut from epoch after epoch without regard to where one ends. What is left of an epoch
-    opens the next step.
+    An epoch contains every row once: the rows of each prompt are shuffled and cut into groups, and the groups are
+    shuffled and concatenated. Steps are consecutive slices of the concatenated epochs, so a step may span two epochs.
 
     Args:
-        rows: where ``use_N`` points into.
-        use_N: rows that take part.
-        budget: what goes into an optimiser step; not more than there is.
-        rows_per_prompt: largest group of rows of one prompt.
-        seed, name: name the random streams.
+        rows: the rows that ``use_N`` indexes.
+        use_N: indices of the rows to train on.
+        budget: size of an optimiser step; at most that of an epoch.
+        rows_per_prompt: largest number of rows in a group.
+        seed, name: identify the random streams.
     """
 
     def __init__(
@@ -63,7 +62,7 @@ class BatchPlan:
         self._epoch = lru_cache(maxsize=2)(self._draw_epoch)
 
     def step(self, index: int) -> np.ndarray:
-        """The rows of an optimiser step, groups side by side, short responses first."""
+        """Return the row indices of an optimiser step, groups kept together, short responses first."""
         stream = np.arange(*self._span(index))
         epochs, offsets = stream // len(self._use_N), stream % len(self._use_N)
         row_B = np.empty(len(stream), dtype=np.int64)
@@ -80,19 +79,19 @@ class BatchPlan:
         return self._use_N[row_B[np.lexsort((group_B, longest_G[group_B]))]]
 
     def _span(self, index: int) -> tuple[int, int]:
-        """Where a step begins and ends in the stream of all epochs."""
+        """Return the start (inclusive) and stop (exclusive) of a step in the concatenated epochs."""
         if not self._budget.by_tokens:
             return index * self._budget.amount, (index + 1) * self._budget.amount
         while len(self._starts) < index + 2:
             epoch, offset = divmod(self._starts[-1], len(self._use_N))
-            # An epoch holds the budget, so two hold what is left of one and the next step.
+            # An epoch holds at least one budget, so the rest of this epoch and the next one hold a whole step.
             coming = np.concatenate([self._length_N[self._epoch(epoch + more)[0]] for more in (0, 1)])[offset:]
             fits = int(np.searchsorted(coming.cumsum(), self._budget.amount, side="right"))
             self._starts.append(self._starts[-1] + fits)
         return self._starts[index], self._starts[index + 1]
 
     def _draw_epoch(self, epoch: int) -> tuple[np.ndarray, np.ndarray]:
-        """Positions in ``use_N`` in the order of this epoch, and the number of the group each belongs to."""
+        """Return the positions in ``use_N`` in the order of this epoch, and the group number of each."""
         stream = generator(self._seed, self._name, epoch)
         shuffled_N = torch.randperm(len(self._use_N), generator=stream).numpy()
         size = self._rows_per_prompt
@@ -106,12 +105,12 @@ class BatchPlan:
 
 
 class StratifiedPlan:
-    """Steps with a fixed number of rows from each of several strata, each stratum with epochs of its own.
+    """Optimiser steps with a fixed budget for each of several strata; every stratum has its own epochs.
 
     Args:
-        rows: where the strata point into.
-        strata_N: disjoint sets of rows.
-        budgets: what each stratum puts into a step.
+        rows: the rows that the strata index.
+        strata_N: disjoint sets of row indices.
+        budgets: the budget of each stratum in a step.
         rows_per_prompt, seed, name: see :class:`BatchPlan`.
     """
 
@@ -131,22 +130,22 @@ class StratifiedPlan:
         ]
 
     def step(self, index: int) -> np.ndarray:
-        """The rows of an optimiser step, short responses first."""
+        """Return the row indices of an optimiser step, short responses first."""
         row_B = np.concatenate([plan.step(index) for plan in self._plans])
         return row_B[np.argsort(self._length_N[row_B], kind="stable")]
 
 
 def stratum_weights(strata_N: Sequence[np.ndarray], counts: Sequence[float]) -> list[float]:
-    """What a row of each stratum has to count for so that a step's loss keeps its expectation: N_s / N over n_s / B."""
+    """Compute the weight of a row of each stratum that keeps the expected loss of a step: (N_s / N) / (n_s / B)."""
     num_rows, num_drawn = sum(map(len, strata_N)), sum(counts)
     return [(len(rows) / num_rows) / (count / num_drawn) for rows, count in zip(strata_N, counts, strict=True)]
 
 
 def micro_batches(optim: OptimConfig, world_size: int) -> int:
-    """Micro-batches that one process contributes to an optimiser step.
+    """Return the number of micro-batches of one process in an optimiser step.
 
     Raises:
-        ConfigError: rollouts cannot be shared out evenly.
+        ConfigError: the rollouts of a step cannot be divided evenly.
     """
     if optim.batch_tokens is None:
         return accumulation(optim.batch_size, optim.micro_batch, world_size)
@@ -154,13 +153,13 @@ def micro_batches(optim: OptimConfig, world_size: int) -> int:
 
 
 def accumulation(batch_size: int, micro_batch: int | None, world_size: int) -> int:
-    """Micro-batches that one process contributes to an optimiser step.
+    """Return the number of micro-batches of one process in a step with a fixed number of rollouts.
 
     Args:
-        micro_batch: rows in a micro-batch; None gives each process its whole share at once.
+        micro_batch: rows in a micro-batch; None puts the whole share of a process into one.
 
     Raises:
-        ConfigError: the step cannot be shared out evenly.
+        ConfigError: the step cannot be divided evenly.
     """
     if batch_size % world_size:
         raise ConfigError(f"optim.batch_size={batch_size} is not a multiple of the {world_size} processes; change it")
@@ -178,17 +177,17 @@ def accumulation(batch_size: int, micro_batch: int | None, world_size: int) -> i
 def split_step(
     row_B: np.ndarray, rank: int, world_size: int, micro_batches: int, length_B: np.ndarray | None = None
 ) -> list[np.ndarray]:
-    """The micro-batches of one process; neighbours in length go to different processes, so that none waits long.
+    """Return the micro-batches of one process; similar lengths go to different processes, so that none waits long.
 
     Args:
-        length_B: lengths of the rows, if the parts are to hold about as many tokens each, not as many rows.
+        length_B: lengths of the rows, to balance the parts by tokens; None balances them by rows.
     """
     parts = world_size * micro_batches
     if length_B is None:
         return np.split(row_B, parts)[rank::world_size]
     total_B = length_B.cumsum()
     cuts = np.searchsorted(total_B, total_B[-1] * np.arange(1, parts) / parts)
-    # No part may be empty: the i-th cut leaves i rows before it and a row for each part behind it.
+    # No part may be empty: the i-th cut leaves at least i rows before it and one row for each part after it.
     cuts = np.maximum.accumulate(np.maximum(cuts, np.arange(1, parts)) - np.arange(parts - 1)) + np.arange(parts - 1)
     cuts = np.minimum(cuts, len(row_B) - np.arange(parts - 1, 0, -1))
     return np.split(row_B, cuts)[rank::world_size]

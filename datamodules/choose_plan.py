@@ -1,4 +1,4 @@
-"""Which plan serves the rows of a run, and whether there are enough of them for it.
+"""Choice of the batch plan of a run, and the checks that there are enough rows for it.
 
 Axes: N rows.
 """
@@ -17,20 +17,20 @@ from workbench.settings.derived import row_source
 from workbench.settings.run_settings import OptimConfig
 
 POSITIVE_ABOVE = 0.5
-"""Score above which a rollout is imitated."""
+"""A rollout with a score above this is accepted."""
 
 
 def budget_of(optim: OptimConfig) -> Budget:
-    """Return what an optimiser step holds."""
+    """Return the configured size of an optimiser step."""
     return Budget(optim.batch_size) if optim.batch_tokens is None else Budget(optim.batch_tokens, by_tokens=True)
 
 
 def plan_of(rows: Rows, config: Config, parts: int, index: int = 0) -> tuple[Rows, BatchPlan | StratifiedPlan]:
-    """The steps over some rows, and the rows as these want them weighted.
+    """Return the rows, reweighted where the plan requires it, and the plan of optimiser steps over them.
 
     Args:
-        parts: micro-batches that all processes together make of a step.
-        index: number of the round; every round shuffles anew.
+        parts: micro-batches of a step, over all processes.
+        index: number of the round; every round is shuffled anew.
 
     Raises:
         DataError: too few rows to fill an optimiser step.
@@ -50,7 +50,7 @@ def _is_stratified(config: Config) -> bool:
 
 
 def _stratified(rows: Rows, config: Config, name: str) -> tuple[Rows, StratifiedPlan]:
-    """A fixed number of accepted rollouts in every step, everything reweighted to keep the loss's expectation."""
+    """Fix the share of accepted rollouts in every step, and reweight rows to keep the expectation of the loss."""
     share, whole = config.targets.positives_share, budget_of(config.optim)
     accepted_N = rows.score_N > POSITIVE_ABOVE
     strata = [np.flatnonzero(accepted_N), np.flatnonzero(~accepted_N)]
@@ -79,12 +79,12 @@ def _stratified(rows: Rows, config: Config, name: str) -> tuple[Rows, Stratified
 
 
 def _check_enough(rows: Rows, use_N: np.ndarray, config: Config, parts: int) -> None:
-    """An optimiser step never holds a row twice, and has one for every micro-batch of every process."""
+    """Raise :class:`DataError` unless distinct rows fill a step, with at least one for every micro-batch."""
     budget = budget_of(config.optim)
     count = _amount(rows, use_N, budget)
     if budget.by_tokens and count >= budget.amount:
         longest = int(rows.length_N[use_N].max())
-        # Every stratum may fall short of its budget by nearly a response.
+        # Every stratum may fall short of its budget by almost one response.
         strata = 2 if _is_stratified(config) else 1
         if longest * (parts + strata if parts > 1 else 1) > budget.amount:
             raise DataError(
@@ -108,10 +108,10 @@ def _check_enough(rows: Rows, use_N: np.ndarray, config: Config, parts: int) -> 
 
 
 def _amount(rows: Rows, use_N: np.ndarray, budget: Budget) -> int:
-    """How much these rows are of what a budget counts."""
+    """Return the size of these rows in the unit of the budget: tokens or rows."""
     return int(rows.length_N[use_N].sum()) if budget.by_tokens else len(use_N)
 
 
 def _unit(budget: Budget) -> tuple[str, str]:
-    """The setting that a budget comes from, and what it counts."""
+    """Return the name of the setting behind a budget, and its unit as error messages give it."""
     return ("batch_tokens", "tokens of ") if budget.by_tokens else ("batch_size", "")

@@ -1,4 +1,4 @@
-"""How rows become tensors.
+"""Collation of rows into batches of padded tensors.
 
 Axes: N rows, P prompts, S prompt tokens, B rows of a batch, T response tokens.
 """
@@ -19,9 +19,10 @@ from dinado.prompt import Prompt
 
 
 def held_out_batches(prompt_index_N: np.ndarray, rank: int, world_size: int, rows: int) -> list[np.ndarray | None]:
-    """Whole prompts, each on one process, in batches of about ``rows`` rows; None fills up so that all have as many.
+    """Split held-out rows into the batches of one process: whole prompts, about ``rows`` rows in each batch.
 
-    The i-th prompt belongs to process ``i % world_size``.
+    The i-th prompt belongs to process ``i % world_size``. None stands for a filler batch, so that all processes have
+    the same number of batches.
     """
     by_prompt = rows_by_prompt(prompt_index_N)
     prompts = max(1, rows // max(map(len, by_prompt)))
@@ -32,7 +33,7 @@ def held_out_batches(prompt_index_N: np.ndarray, rank: int, world_size: int, row
 
 
 class EncodedPrompts:
-    """Token ids ``[L]`` of a task's prompts by position, each encoded when it is first asked for."""
+    """Token ids ``[L]`` of a task's prompts by position, each encoded on first access."""
 
     def __init__(self, base: BaseLM, prompts: Sequence[Prompt]) -> None:
         self._base = base
@@ -52,7 +53,7 @@ def collate(
     pad_id: int,
     weight_total: float,
 ) -> RolloutBatch:
-    """Tensors of some rows: prompts left-padded and stored once, responses right-padded.
+    """Collate rows into a batch: prompts left-padded and stored once, responses right-padded.
 
     Args:
         weight_total: sum of the weights of the whole optimiser step.
@@ -82,7 +83,7 @@ def collate(
 
 
 def _lookahead(rows: Rows, row_B: np.ndarray) -> dict[str, Tensor]:
-    """The lookahead fields of a batch, if its rows have them."""
+    """Return the lookahead fields of a batch, padded; empty if its rows have none."""
     if rows.lookahead_N is None:
         return {}
     targets = [rows.lookahead_N[row] for row in row_B]
@@ -93,7 +94,7 @@ def _lookahead(rows: Rows, row_B: np.ndarray) -> dict[str, Tensor]:
 
 
 def _recorded(rows: Rows, row_B: np.ndarray, prompt_index_P: np.ndarray) -> RecordedStates | None:
-    """The states of a batch, if they were kept, padded like its tokens."""
+    """Return the recorded states of a batch, padded like its tokens; None if there are none."""
     if rows.states is None:
         return None
     prompts = [rows.states.prompt(int(index)) for index in prompt_index_P]
@@ -106,11 +107,11 @@ def _recorded(rows: Rows, row_B: np.ndarray, prompt_index_P: np.ndarray) -> Reco
 
 
 def _pad(sequences: Sequence[np.ndarray], fill: float, dtype: type, left: bool = False) -> tuple[Tensor, Tensor]:
-    """Sequences of different lengths as one matrix, and the mask of what is real."""
+    """Pad sequences of different lengths to one matrix; return it and the mask of real positions."""
     length_N1 = np.array([len(sequence) for sequence in sequences])[:, None]
     longest = length_N1.max()
     position_L = np.arange(longest)
-    # One assignment for all rows; a tensor for each of them takes four times as long.
+    # One assignment for all rows: a tensor per row takes four times as long.
     real_NL = position_L >= longest - length_N1 if left else position_L < length_N1
     padded_NL = np.full(real_NL.shape, fill, dtype=dtype)
     padded_NL[real_NL] = np.concatenate(sequences)

@@ -1,4 +1,4 @@
-"""Fill what a run reads: the rollouts of its prompts, and the base's hidden states along them."""
+"""Filling of the stores that a run reads: rollouts of its prompts, and the base's hidden states on them."""
 
 from __future__ import annotations
 
@@ -22,13 +22,13 @@ log = logging.getLogger(__name__)
 
 
 class StoreFiller:
-    """Samples, judges and records what stores lack, this process its share of the blocks.
+    """A sampler of missing rollouts and recorder of missing states; each process fills its share of the blocks.
 
     Args:
-        base: what is sampled, and whose states are recorded.
-        oracle: judges the texts.
-        states: which states are kept.
-        progress: whether to show bars.
+        base: the model to sample from and to record states of.
+        oracle: scores the texts.
+        states: chooses the states to keep.
+        progress: whether to show progress bars.
     """
 
     def __init__(self, base: BaseLM, oracle: Oracle, states: StateChoice, *, progress: bool) -> None:
@@ -38,9 +38,9 @@ class StoreFiller:
         self._progress = progress
 
     def fill_all(self, stores: Sequence[RolloutStore]) -> float:
-        """Sample what is missing; returns rollouts a second of all processes.
+        """Sample the missing rollouts of all stores; return the rollouts per second of all processes together.
 
-        Hidden states that training will read are kept on the way.
+        Hidden states that training will read are recorded while sampling.
         """
         done, started = 0, time.monotonic()
         for store in stores:
@@ -57,10 +57,10 @@ class StoreFiller:
         controlled: ControlledLM | None = None,
         on_progress: Callable[[Progress], None] | None = None,
     ) -> None:
-        """Sample what a store lacks, and wait for the other processes.
+        """Sample the missing rollouts of a store, and wait for the other processes.
 
         Args:
-            controlled: what is sampled in place of the base.
+            controlled: the model to sample from in place of the base.
         """
         rank, world_size = rank_and_size()
         collect(
@@ -76,7 +76,7 @@ class StoreFiller:
         store.wait()
 
     def fill_states(self, store: RolloutStore) -> None:
-        """Record the states that a complete store still lacks, as of texts that were there before."""
+        """Record the states that a complete store still lacks, such as those of texts sampled by an earlier run."""
         rank, world_size = rank_and_size()
         base, states = self._base, self._states.of(store)
         if states is None or not (missing := states.missing_blocks()):
@@ -92,7 +92,7 @@ class StoreFiller:
         states.wait()
 
     def _on_the_way(self, store: RolloutStore) -> StateStore | None:
-        """Return where to keep states while sampling; held-out rollouts are read too seldom for that."""
+        """Return the state store to fill while sampling, or None; held-out rollouts are read too seldom for one."""
         if store.spec.split != "train" or store.is_complete():
             return None
         states = self._states.while_sampling(store)

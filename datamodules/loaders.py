@@ -1,4 +1,4 @@
-"""What Lightning iterates over: the micro-batches of one process, and its held-out prompts."""
+"""The loaders that Lightning iterates over: the micro-batches of one process, and its held-out batches."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ from dinado.batch import RolloutBatch
 
 
 class TrainSource(Protocol):
-    """Where training batches come from."""
+    """A source of training batches."""
 
     steps_done: int
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps in all."""
+        """Total number of optimiser steps."""
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of this process in an optimiser step."""
+        """Number of micro-batches of this process in an optimiser step."""
 
     def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
-        """Yield the micro-batches of some optimiser steps."""
+        """Yield the micro-batches of the optimiser steps from ``start`` to before ``stop``, ``parts`` in each."""
 
 
 class HeldOutSource(Protocol):
-    """Where held-out batches come from."""
+    """A source of held-out batches."""
 
     def val_batch(self, row_B: np.ndarray | None) -> RolloutBatch:
-        """Return some held-out rows as tensors, or a filler."""
+        """Collate held-out rows into a batch; None gives a filler."""
 
 
 class TrainLoader:
-    """The micro-batches of one process, from the optimiser step that training has reached to the last one.
+    """The micro-batches of one process, from the current optimiser step of training to the last one.
 
-    Its length counts them all, also those before the start: Lightning counts on from where a checkpoint was.
+    Its length also counts those before the current step: Lightning continues its count from the checkpoint.
     """
 
     def __init__(self, data: TrainSource) -> None:
@@ -50,21 +50,21 @@ class TrainLoader:
         parts = self._data.accumulation
         for step in range(self._data.steps_done, self._data.num_steps):
             for index, batch in enumerate(self._data.batches(step, step + 1, parts)):
-                # Counted when the last one leaves: a checkpoint is taken before the next one is asked for.
+                # Counted before the last micro-batch is yielded: a checkpoint is saved before the next is requested.
                 if index + 1 == parts:
                     self._data.steps_done = step + 1
                 yield batch
 
     def state_dict(self) -> dict[str, Any]:
-        """Nothing: the position is in the data module's state, but Lightning warns about loaders without one."""
+        """Return an empty state: the data module saves the position, but Lightning warns about loaders without one."""
         return {}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Nothing: the data module restores the position."""
+        """Ignore the state: the data module restores the position."""
 
 
 class HeldOutLoader:
-    """Every held-out rollout once over all processes, whole prompts together; as many batches on each process.
+    """Every held-out rollout once over all processes; prompts stay whole, and processes have equally many batches.
 
     ``weight_total`` is the sum of the batch's own weights, and 0 on a filler.
     """

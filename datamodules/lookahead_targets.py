@@ -1,4 +1,4 @@
-"""Targets of the lookahead objective: what is stored about every token, made into what q should be.
+"""Targets of the lookahead objective for q, computed from the candidates that are stored with every token.
 
 Axes: T tokens of a rollout, K candidates.
 """
@@ -28,11 +28,11 @@ def with_lookahead(
     judge_truncated: bool,
     seed: int,
 ) -> tuple[Rows, dict[str, float]]:
-    """Return the rows with their targets, and numbers about the critic behind these.
+    """Return the rows with their targets, and metrics of the critic that the targets come from.
 
     Args:
-        budget: most tokens of a response.
-        judge_truncated: whether the oracle judges a response that was cut off; it has failed otherwise.
+        budget: largest number of tokens in a response.
+        judge_truncated: whether the oracle scores a truncated response; otherwise it counts as failed.
         seed: names the random stream of the critic.
     """
     found = [rollouts.lookahead(row) for row in range(len(rows))]
@@ -73,7 +73,10 @@ def with_lookahead(
 
 
 def _mean_value(targets: Sequence[LookaheadTarget], weight_N: np.ndarray) -> float:
-    """Over all tokens. What the values are divided by, or the objective's weight would mean less for a rare oracle."""
+    """Compute the weighted mean of the values over all tokens.
+
+    Values are divided by it, since the objective's weight would mean less for a rare oracle otherwise.
+    """
     value_N = np.array([target.value_T.sum() for target in targets])
     length_N = np.array([len(target.value_T) for target in targets])
     return float((weight_N * value_N).sum() / (weight_N * length_N).sum())

@@ -1,4 +1,4 @@
-"""The task's references as training rows, for imitation without rollouts."""
+"""Training rows made of the task's references, for imitation without rollouts."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ from dinado.errors import DataError
 from dinado.prompt import Prompt
 
 UNKNOWN_ROOT = 0.5
-"""Imitation never asks for R(c)."""
+"""Placeholder for R(c), which imitation does not use."""
 
 
 def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
-    """Every reference of every prompt, with the end-of-sequence token, score 1 and weight 1.
+    """Build a row of every reference of every prompt, with the end-of-sequence token, score 1 and weight 1.
 
-    Its log-probabilities under the base are not known.
+    Log-probabilities under the base are unknown.
 
     Raises:
-        DataError: a prompt without references.
+        DataError: a prompt has no references.
     """
     tokens: list[np.ndarray] = []
     prompt_index: list[int] = []
@@ -43,8 +43,8 @@ def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
 
 
 def encode_reference(prompt: Prompt, reference: str, base: BaseLM) -> list[int]:
-    """Token ids of a reference as the base would have written it after the prompt."""
-    # Without a template a response continues the prompt's own text, so words stay apart.
+    """Return the token ids of a reference as a response of the base, end-of-sequence token included."""
+    # Without a chat template the response continues the text of the prompt, so a space has to separate them.
     continues = not base.chat_template and prompt.text and not prompt.text[-1].isspace()
     text = f" {reference}" if continues else reference
     return [*base.tokenizer(text, add_special_tokens=False)["input_ids"], base.eos_ids[0]]

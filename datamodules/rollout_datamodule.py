@@ -1,4 +1,4 @@
-"""From finished rollout stores to batches: reads, weighs, serves. Nothing here runs a model.
+"""The data module, which reads complete rollout stores, weights their rows and serves batches. It runs no model.
 
 Axes: N rows.
 """
@@ -35,27 +35,27 @@ from workbench.settings.config import Config
 from workbench.settings.derived import looks_ahead, round_sizes, round_starts, row_source
 
 FLATTER, FLATTEST = 0.5, 4.0
-"""What is added to the temperature of every round without an accepted rollout, and where that ends."""
+"""Increase of the temperature with every round without an accepted rollout, and its upper limit."""
 
 
 class RolloutDataModule(LightningDataModule):
-    """Serves :class:`RolloutBatch` objects from the stores of a run, which have to be complete.
+    """A source of :class:`RolloutBatch` objects from the stores of a run, which have to be complete.
 
-    Needs ``Trainer(use_distributed_sampler=False, accumulate_grad_batches=data.accumulation)``.
+    It needs ``Trainer(use_distributed_sampler=False, accumulate_grad_batches=data.accumulation)``.
 
     Args:
         config: ``optim``, ``rollouts``, ``targets``, ``eval``, ``data`` and the method decide what is served.
         base: encodes prompts; its weights are not used.
-        task: prompts and the oracle whose scores are read.
+        task: the prompts, and the oracle whose scores are read.
 
     Attributes:
-        rows: training rows, once set up.
-        summary: numbers about them under their ``rollouts/`` and ``weights/`` names.
+        rows: training rows, after :meth:`setup`.
+        summary: metrics of these rows under their ``rollouts/`` and ``weights/`` names.
         steps_done: optimiser steps served so far; saved in checkpoints and restored from them.
-        stores: where the training rollouts come from, round by round; none when references are imitated.
-        models: what the rounds after the first were drawn from, as far as they have come: fingerprints of models, or
-            temperatures of a flattened base.
-        restored_models: what a resumed run's rounds were drawn from; they are to be added again before training.
+        stores: the stores of the training rollouts, round by round; empty when references are imitated.
+        models: sources of the rounds added so far, without the first: fingerprints of models, or temperatures of a
+            flattened base.
+        restored_models: sources of a resumed run's rounds, which have to be added again before training.
     """
 
     def __init__(self, config: Config, base: BaseLM, task: Task) -> None:
@@ -70,7 +70,7 @@ class RolloutDataModule(LightningDataModule):
         self._restored: dict[str, Any] | None = None
         self._run_stores = RunStores(config, base, task)
         self._states = StateChoice(config, base)
-        self._first = 0  # step that the round began with
+        self._first = 0  # first optimiser step of the current round
         self._plan: BatchPlan | StratifiedPlan | None = None
         self._base = base
         self._train_prompts = EncodedPrompts(base, task.train_prompts)
@@ -80,8 +80,8 @@ class RolloutDataModule(LightningDataModule):
         """Open the stores that this stage reads.
 
         Raises:
-            StoreError: a store is not complete.
-            DataError: too few rows to fill an optimiser step.
+            StoreError: a store is incomplete.
+            DataError: there are too few rows to fill an optimiser step.
         """
         self.val_rows = equal_rows(self._run_stores.held_out().read())
         if stage not in (None, "fit"):
@@ -93,13 +93,13 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def num_steps(self) -> int:
-        """Optimiser steps in all."""
+        """Total number of optimiser steps."""
         return self.config.optim.steps
 
     def begins_round(self, step: int) -> bool:
-        """Tell whether a round has to be drawn before this optimiser step, and if so note that it begins with it.
+        """Tell whether a round has to be sampled before this optimiser step, and if so record the step as its first.
 
-        One is due at its own step, and sooner while there is too little to train on.
+        A round is due at its scheduled step, and earlier while there are too few rows to train on.
         """
         starts, index = round_starts(self.config), len(self.models) + 1
         due = index < len(starts) and (starts[index] <= step or self._plan is None)
@@ -108,19 +108,20 @@ class RolloutDataModule(LightningDataModule):
         return due
 
     def exploration(self) -> str | None:
-        """What to draw from while nothing has been accepted: the base, flatter every time; None once something has.
+        """Return the flattened base to sample from while no rollout is accepted; None once one is.
 
-        The model has nothing to go by then, and the base as it is may not say anything acceptable in all its rollouts.
+        The temperature rises with every round. Without accepted rollouts the model has nothing to learn from, and the
+        base at its own temperature may not produce an acceptable text in all its rollouts.
         """
         if (self.rows.score_N > 0).any():
             return None
         return f"{FLATTENED}{min(FLATTER * (1 + len(self.models)) + 1, FLATTEST):g}"
 
     def next_round(self, model: str) -> list[RolloutStore]:
-        """The stores of the next round, still to be filled: as many rollouts for every prompt as it is worth.
+        """Return the stores of the next round, still to be filled; ``rollouts.budget`` sets each prompt's share.
 
         Args:
-            model: fingerprint of the controlled model that it is drawn from, or what :meth:`exploration` says.
+            model: fingerprint of the controlled model to sample from, or the result of :meth:`exploration`.
         """
         index, settings = len(self.models) + 1, self.config.rollouts
         even = round_sizes(self.config)[index]
@@ -134,16 +135,16 @@ class RolloutDataModule(LightningDataModule):
         return self._run_stores.later(index, model, counts)
 
     def add_round(self, model: str) -> None:
-        """Go on with the rollouts of :meth:`next_round` as well; they have to be complete, densities included."""
+        """Add the stores of :meth:`next_round` to the training data; they have to be complete, densities included."""
         self.stores += self.next_round(model)
         self.models.append(model)
         self._read()
 
     def _read(self) -> None:
-        """Rows of all rounds so far, and the plan that serves them from where this round begins.
+        """Read the rows of all rounds so far, and build the plan that serves them from the first step of this round.
 
-        There is none while rounds are left and nothing has been accepted, or too little for a step: where all rollouts
-        are rejected nothing is known about q*, and a model that learns to avoid what was drawn runs away from the base.
+        There is no plan while rounds remain and either no rollout is accepted or there are too few rows for a step:
+        rejected rollouts alone say nothing about q*, and a model that learns to avoid them drifts away from the base.
         """
         self.rows, self._plan = self._train_rows(), None
         more = len(self.models) + 1 < self.config.rollouts.rounds
@@ -158,15 +159,15 @@ class RolloutDataModule(LightningDataModule):
 
     @property
     def accumulation(self) -> int:
-        """Micro-batches of one process in an optimiser step."""
+        """Number of micro-batches of one process in an optimiser step."""
         return micro_batches(self.config.optim, self._place()[1])
 
     def train_dataloader(self) -> TrainLoader:
-        """Micro-batches up to ``optim.steps``."""
+        """Return the loader of the micro-batches up to ``optim.steps``."""
         return TrainLoader(self)
 
     def batches(self, start: int, stop: int, parts: int = 1) -> Iterator[RolloutBatch]:
-        """What this process trains on in some optimiser steps, each cut into micro-batches."""
+        """Yield the micro-batches of this process in the optimiser steps from ``start`` to before ``stop``."""
         rank, world_size = self._place()
         assert self._plan is not None, "engine/rounds.py draws until there is enough to train on, or raises"
         for step in range(start, stop):
@@ -177,22 +178,22 @@ class RolloutDataModule(LightningDataModule):
                 yield self.train_batch(row_B, weight_total)
 
     def val_dataloader(self) -> HeldOutLoader:
-        """Every held-out rollout once."""
+        """Return the loader of every held-out rollout, once."""
         rank, world_size = self._place()
         rows = budget_of(self.config.optim).rows(self.val_rows.length_N) / (world_size * self.accumulation)
         return HeldOutLoader(self, held_out_batches(self.val_rows.prompt_index_N, rank, world_size, int(rows)))
 
     def state_dict(self) -> dict[str, Any]:
-        """How far training has come, and what that position refers to."""
+        """Return the position in training, and the settings that it depends on."""
         rounds = {"models": list(self.models), "first": self._first}
         return {"steps_done": self.steps_done, **rounds, **self._order()}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Go on after the saved optimiser step, in the round that it was in.
+        """Continue after the saved optimiser step, in its round.
 
         Raises:
-            CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
-            StoreError: rollouts of an earlier round are gone.
+            CheckpointError: the batches would differ from those that the checkpoint's run would have seen next.
+            StoreError: rollouts of an earlier round are missing.
         """
         self.restored_models = list(state_dict.get("models", []))
         self._first = state_dict.get("first", 0)
@@ -202,10 +203,10 @@ class RolloutDataModule(LightningDataModule):
             self.check_restored()
 
     def check_restored(self) -> None:
-        """Compare what decides the order of batches with the checkpoint, once all of its rounds have been added.
+        """Compare the settings that decide the order of batches with the checkpoint's, once its rounds are added.
 
         Raises:
-            CheckpointError: the batches would not be those that the checkpoint's run would have seen next.
+            CheckpointError: the batches would differ from those that the checkpoint's run would have seen next.
         """
         saved, self._restored, self.restored_models = self._restored, None, []
         for name, value in self._order().items() if saved is not None else ():
@@ -216,11 +217,11 @@ class RolloutDataModule(LightningDataModule):
                 )
 
     def train_batch(self, row_B: np.ndarray, weight_total: float) -> RolloutBatch:
-        """Some training rows as tensors."""
+        """Collate training rows into a batch."""
         return collate(self.rows, row_B, self._train_prompts, self._base.pad_id, weight_total)
 
     def val_batch(self, row_B: np.ndarray | None) -> RolloutBatch:
-        """Some held-out rows as tensors, or a filler."""
+        """Collate held-out rows into a batch; None gives a filler of weight 0."""
         rows = self.val_rows
         if row_B is not None:
             weight_total = float(rows.weight_N[row_B].sum(dtype=np.float64))
@@ -254,7 +255,7 @@ class RolloutDataModule(LightningDataModule):
         return with_states(rows, drawn.rollouts, [kept for kept in states if kept is not None])
 
     def _order(self) -> dict[str, Any]:
-        """Settings that decide which rows the next micro-batch holds."""
+        """Return the settings that decide which rows the next micro-batch holds."""
         optim = self.config.optim
         return {
             "seed": self.config.seed,
@@ -270,5 +271,5 @@ class RolloutDataModule(LightningDataModule):
         }
 
     def _place(self) -> tuple[int, int]:
-        """Rank and number of processes."""
+        """Return the rank and the number of processes."""
         return (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)

@@ -1,4 +1,4 @@
-"""How many rollouts each prompt is given in a round.
+"""The number of rollouts of each prompt in a round.
 
 Axes: P prompts.
 """
@@ -10,16 +10,16 @@ from collections.abc import Sequence
 
 
 def needed_counts(effective_positives_P: Sequence[float], per_prompt: int, cap: float, least: int = 2) -> list[int]:
-    """As many in all as ``per_prompt`` for each would be, more where there are few effective accepted rollouts.
+    """Distribute ``per_prompt`` rollouts per prompt, more to prompts with few effective accepted rollouts.
 
-    Shared out by the method of highest averages (D'Hondt): a prompt's claim is 1 / (1 + its effective accepted
-    rollouts), so that the first of them counts most.
+    The method is that of highest averages (D'Hondt): a prompt's claim is 1 / (1 + its effective accepted rollouts),
+    so that the first of them counts most.
 
     Args:
-        effective_positives_P: accepted rollouts that the weighted ones so far amount to.
+        effective_positives_P: effective number of accepted rollouts of each prompt so far.
         per_prompt: the even share, at least ``least``.
-        cap: no prompt gets more than this many times the even share.
-        least: no prompt gets fewer.
+        cap: largest number of rollouts of a prompt, as a multiple of the even share.
+        least: smallest number of rollouts of a prompt.
     """
     claim_P = [1 / (1 + positives) for positives in effective_positives_P]
     most = max(least, int(cap * per_prompt))

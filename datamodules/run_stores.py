@@ -1,4 +1,4 @@
-"""The rollout stores of a run: which texts it trains on, and which it is measured with."""
+"""The rollout stores of a run: those that it trains on, and the one that it is evaluated with."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from workbench.settings.config import Config
 from workbench.settings.derived import looks_ahead, round_sizes, uses_rollouts
 
 FLATTENED = "T="
-"""What the name of a flattened base begins with, where that of a model could stand."""
+"""Prefix of the name of a flattened base, which takes the place of a model's fingerprint."""
 
 
 class RunStores:
-    """Names the stores of a run; opening one reads nothing.
+    """The stores of a run by purpose; opening one reads nothing.
 
     Args:
-        config: how rollouts are drawn, how many are held out, where stores lie.
-        base: what they are drawn from.
+        config: how rollouts are sampled, how many are held out, where stores are kept.
+        base: the model that they are sampled from.
         task: prompts and oracle.
     """
 
@@ -41,17 +41,17 @@ class RunStores:
         return [*self.first(), self.held_out()]
 
     def first(self) -> list[RolloutStore]:
-        """List the stores that training begins with; none where it reads references."""
+        """List the stores that training begins with; empty where it reads references."""
         return [self.train()] if self._trains_on_rollouts else []
 
     def train(self) -> RolloutStore:
-        """Return the rollouts of the training prompts from the configured proposal, or those of the first round."""
+        """Return the store of the training rollouts from the configured proposal, or of the first round's."""
         settings = self._rollouts
         proposal = Proposal(settings.temperature, settings.top_k, settings.top_p)
         return self._train(per_prompt=self._first_round, proposal=proposal, beam=settings.source == "beam")
 
     def later(self, index: int, model: str, counts: Sequence[int]) -> list[RolloutStore]:
-        """Return the rollouts of a later round: from the base, and from the model as it was when the round began.
+        """Return the stores of a later round: one sampled from the base, one from the model as the round began.
 
         Args:
             index: number of the round, at least 1.
@@ -74,9 +74,9 @@ class RunStores:
         return stores
 
     def held_out(self) -> RolloutStore:
-        """Return the rollouts of the held-out prompts: exact draws from the base, whatever training uses."""
+        """Return the store of the held-out rollouts: exact samples of the base, whatever training uses."""
         spec = self._spec("val", per_prompt=self._held_out)
-        # What was cut off is left out of training, never of a rate of success: the trained model's is counted too.
+        # Truncated rollouts may be dropped from training, but not from a success rate: the trained model's count too.
         truncated = "fail" if self._rollouts.truncated == "drop" else self._rollouts.truncated
         return RolloutStore(self._cache, spec, self._task.oracle.fingerprint, truncated)
 
@@ -104,7 +104,7 @@ class RunStores:
 
 
 def _base_count(count: int, share: float) -> int:
-    """Return at least one from either source, unless one of them was ruled out."""
+    """Return the number of rollouts from the base: at least one from either source, unless the share excludes it."""
     if share in (0.0, 1.0):
         return int(share * count)
     return min(max(1, round(share * count)), count - 1)

@@ -1,4 +1,4 @@
-"""Whether a run reads the frozen base's hidden states from disk, and which."""
+"""The choice of the frozen base's hidden states that a run reads from disk."""
 
 from __future__ import annotations
 
@@ -21,17 +21,17 @@ from workbench.settings.derived import depths_read, uses_rollouts
 log = logging.getLogger(__name__)
 
 WORTH_PARAMETERS = 1_000_000
-"""A smaller base is run again as fast as its states are read."""
+"""Parameters of the smallest base whose states are kept; running a smaller one is as fast as reading its states."""
 WORTH_READS = 2
-"""How often every rollout has to be visited for the pass that records it to pay."""
+"""Number of visits of every rollout from which the pass that records its states pays off."""
 
 
 class StateChoice:
-    """Decides for each store whether its states are kept on disk.
+    """The decision, for each store, whether its states are kept on disk.
 
     Args:
-        config: what training reads of the frozen base, and how often.
-        base: whose states they are.
+        config: which states of the frozen base training reads, and how often.
+        base: the model whose states they are.
     """
 
     def __init__(self, config: Config, base: BaseLM) -> None:
@@ -42,10 +42,10 @@ class StateChoice:
         self._depths = depths_read(config) if uses_rollouts(config) else ()
 
     def of(self, store: RolloutStore) -> StateStore | None:
-        """Return where the states of a complete store are kept; None where the base runs at every step or not at all.
+        """Return the state store of a complete store; None where the base runs at every step or not at all.
 
         Raises:
-            ConfigError: they were asked for and do not fit.
+            ConfigError: the settings request states that exceed the size limit.
         """
         states, data = self._possible(store), self._data
         if states is None:
@@ -65,9 +65,9 @@ class StateChoice:
         raise ConfigError(f"data.states={data.states}: {excess}; raise it, or set data.states=off")
 
     def while_sampling(self, store: RolloutStore) -> StateStore | None:
-        """Return where to keep states while the texts are still being sampled.
+        """Return the state store to fill while the texts are still being sampled.
 
-        None unless it is certain, whatever the texts, that :meth:`of` will want them.
+        None unless it is certain, whatever the texts, that :meth:`of` will return it.
         """
         states = self._possible(store)
         if states is None or states.most_bytes(self._base) > 1e9 * self._data.states_limit_gb:
@@ -77,12 +77,12 @@ class StateChoice:
         return states if certain else None
 
     def _possible(self, store: RolloutStore) -> StateStore | None:
-        """Return where they would be kept, if this run reads any and does not refuse them."""
+        """Return the state store, if this run reads states and the settings allow keeping them."""
         kept = self._data.states
         if not self._depths or kept == "off":
             return None
         if kept == "auto" and self._rounds > 1:
-            return None  # rollouts of later rounds are visited less often
+            return None  # Rollouts of later rounds are visited less often.
         layers = sorted({self._base.layer(depth) for depth in self._depths})
         return StateStore(store, layers, self._base.hidden_size, "float32" if kept == "auto" else kept)
 
@@ -99,10 +99,10 @@ def with_states(rows: Rows, rollouts: Rollouts, kept: Sequence[StateStore]) -> R
     """Add the states of one or several stores to their rows.
 
     Args:
-        kept: the states of each store, in the order of the rows; none to leave the rows as they are.
+        kept: the states of each store, in the order of the rows; an empty list leaves the rows unchanged.
 
     Raises:
-        StoreError: some are missing.
+        StoreError: some states are missing.
     """
     if not kept:
         return rows

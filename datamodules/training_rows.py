@@ -1,4 +1,4 @@
-"""Training rows: what batches are made of, wherever it comes from.
+"""Training rows, of which batches are made, whatever their source.
 
 Axes: N rows, K rows of one prompt.
 """
@@ -17,7 +17,7 @@ from dinado.rollouts.rollout_table import Rollouts
 
 
 class LookaheadTarget(NamedTuple):
-    """One row of ``RolloutBatch``'s lookahead fields: ``[T, K]``, ``[T, K + 1]`` and ``[T]``."""
+    """The lookahead fields of one row of a ``RolloutBatch``: ``[T, K]``, ``[T, K + 1]`` and ``[T]``."""
 
     candidate_TK: np.ndarray
     log_target_TL: np.ndarray
@@ -25,7 +25,7 @@ class LookaheadTarget(NamedTuple):
 
 
 class RowStates(NamedTuple):
-    """Recorded states of the base, by position of the prompt and by row: ``[S, J, D]`` and ``[R, J, D]``."""
+    """Functions that read recorded states of the base: ``[S, J, D]`` of a prompt position, ``[R, J, D]`` of a row."""
 
     depths: tuple[int, ...]
     prompt: Callable[[int], torch.Tensor]
@@ -34,15 +34,15 @@ class RowStates(NamedTuple):
 
 @dataclass(frozen=True)
 class Rows:
-    """Responses with their targets, tokens read only when asked for.
+    """Responses with their targets; tokens are read on demand.
 
     Attributes:
         prompt_index_N: position of the prompt in the task's list.
         length_N: tokens in the response.
         score_N, weight_N, root_N: oracle score, importance weight and R(c), see ``RolloutBatch``.
-        response: row -> (token ids, log-probabilities under the base or None where they are not known).
-        lookahead_N: targets of each row, where the objective asks for them.
-        states: the frozen base's states, where they were recorded.
+        response: row -> (token ids, log-probabilities under the base or None where they are unknown).
+        lookahead_N: lookahead targets of each row; None where the objective does not use them.
+        states: the frozen base's states; None where they are not recorded.
     """
 
     prompt_index_N: np.ndarray
@@ -55,12 +55,12 @@ class Rows:
     states: RowStates | None = None
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of rows N."""
         return len(self.prompt_index_N)
 
 
 def equal_rows(rollouts: Rollouts) -> Rows:
-    """Rows of exact draws from the base: weights of 1, and each prompt's success rate."""
+    """Build rows of exact samples of the base: weights of 1, and each prompt's success rate."""
     root_N = np.zeros(len(rollouts), dtype=np.float32)
     for rows_K in rows_by_prompt(rollouts.prompt_index_N):
         root_N[rows_K] = smoothed_root(torch.tensor(rollouts.score_N[rows_K]))
@@ -69,7 +69,7 @@ def equal_rows(rollouts: Rollouts) -> Rows:
 
 
 def rows_by_prompt(prompt_index_N: np.ndarray) -> list[np.ndarray]:
-    """Row numbers of each prompt that has any, by prompt index, in order."""
+    """Return the row numbers of each prompt that has any, in the order of prompt indices."""
     order_N = np.argsort(prompt_index_N, kind="stable")
     changes = np.flatnonzero(np.diff(prompt_index_N[order_N])) + 1
     return np.split(order_N, changes) if len(order_N) else []

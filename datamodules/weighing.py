@@ -1,4 +1,4 @@
-"""From what was drawn to what it counts for: weights of the rollouts of every prompt, and what they are worth.
+"""Weights and success rates of the rollouts of every prompt, and metrics of these weights.
 
 Axes: N rows, K rows of one prompt, J sources, P prompts.
 """
@@ -29,14 +29,14 @@ from workbench.settings.data_settings import TargetConfig
 log = logging.getLogger(__name__)
 
 FEW_POSITIVES = 30
-"""Fewer effective accepted rollouts than this, over all prompts, and what is estimated from them is a guess."""
+"""Smallest effective number of accepted rollouts, over all prompts, that estimates can be trusted with."""
 
 
 def weighted_rows(drawn: Drawn, targets: TargetConfig) -> tuple[Rows, dict[str, float]]:
-    """Rows with weights and success rates, and the ``weights/`` numbers.
+    """Build rows with weights and success rates, and compute the ``weights/`` metrics.
 
-    Weights are 1 on average over all rows; within a prompt they are relative to each other, and every prompt counts
-    the same however many rollouts it was given.
+    Weights have mean 1 over all rows; within a prompt they are relative to each other, and every prompt has the same
+    total weight whatever its number of rollouts.
     """
     rollouts = drawn.rollouts
     weight_N, root_N = np.ones(len(rollouts)), np.zeros(len(rollouts), dtype=np.float32)
@@ -83,7 +83,7 @@ def weighted_rows(drawn: Drawn, targets: TargetConfig) -> tuple[Rows, dict[str, 
 
 
 def _support(drawn: Drawn, targets: TargetConfig) -> dict[str, float]:
-    """How much of the base proposals that cut something off can draw at all: E_s[p / s] is p of their support."""
+    """Estimate the mass of the base on the support of truncated proposals, E_s[p / s]; empty without truncation."""
     if not drawn.truncated or targets.weights not in ("importance", "balance"):
         return {}
     rollouts = drawn.rollouts
@@ -99,7 +99,7 @@ def _support(drawn: Drawn, targets: TargetConfig) -> dict[str, float]:
 
 
 def _weights(drawn: Drawn, rows_K: np.ndarray, targets: TargetConfig) -> torch.Tensor:
-    """What the rollouts of one prompt count for, float64 with mean 1."""
+    """Compute the weights of the rollouts of one prompt, float64 with mean 1."""
     rollouts = drawn.rollouts
     log_p_K = torch.tensor(rollouts.log_p_N[rows_K])
     if targets.weights == "uniform":

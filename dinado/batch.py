@@ -1,4 +1,4 @@
-"""What a training step and an evaluator receive: rollouts of a few prompts, as tensors.
+"""The batch of a training step or an evaluator: rollouts of a few prompts, as tensors.
 
 Axes: P prompts, S prompt tokens (left-padded), B rollouts, T response tokens (right-padded).
 """
@@ -16,12 +16,12 @@ from torch.nn.utils.rnn import pad_sequence
 
 @dataclass
 class RecordedStates:
-    """What the frozen base said about a batch, at some depths, recorded earlier.
+    """Hidden states of the frozen base for a batch, recorded earlier.
 
     Attributes:
-        depths: layers on the J axis, 0 the token embeddings.
-        prompt_PSJD: at prompt positions, left-padded.
-        response_BRJD: at the response tokens but the last (R = T - 1), right-padded.
+        depths: layers on the J axis; 0 is the token embeddings.
+        prompt_PSJD: states at prompt positions, left-padded.
+        response_BRJD: states at all response tokens but the last (R = T - 1), right-padded.
     """
 
     depths: tuple[int, ...]
@@ -29,7 +29,7 @@ class RecordedStates:
     response_BRJD: Tensor
 
     def to(self, device: torch.device | str) -> RecordedStates:
-        """The same on ``device``."""
+        """Return the same states on ``device``."""
         return RecordedStates(self.depths, self.prompt_PSJD.to(device), self.response_BRJD.to(device))
 
 
@@ -39,20 +39,19 @@ class RolloutBatch:
 
     Attributes:
         prompt_ids_PS, prompt_mask_PS: prompt tokens and 1 where they are real, left-padded.
-        prompt_of_row_B: index into the P axis.
+        prompt_of_row_B: index of each rollout's prompt on the P axis.
         response_BT, response_mask_BT: response tokens, the end-of-sequence token included when there is one.
-        log_p_BT: full-base log-probability of each response token, in nats; None where it is not known, as for
-            references.
-        score_B: what the oracle said, in [0, 1].
+        log_p_BT: full-base log-probability of each response token, in nats; None if unknown, as for references.
+        score_B: oracle score, in [0, 1].
         weight_B: importance weight, 1 on average within a prompt.
         root_B: success rate R(c) of the row's prompt as estimated from its stored rollouts, strictly inside (0, 1).
         candidate_BTK, candidate_log_target_BTL, value_BT: for the lookahead objective, else None: the base's likeliest
-            tokens at each position, what q should give them and (last) all others, in log space, and the value of the
-            prefix relative to the mean over all tokens of all rollouts; 0 on padding.
-        recorded: the frozen base's hidden states, where they were kept with the rollouts.
-        prompt_index_P: position of each prompt in the task's list of training or held-out prompts, where that is known.
+            tokens at each position; the target log-probabilities of q for them and (last) for all other tokens
+            together; and the value of the prefix relative to the mean over all tokens of all rollouts, 0 on padding.
+        recorded: the frozen base's hidden states, if they were recorded with the rollouts.
+        prompt_index_P: position of each prompt in the task's list of training or held-out prompts, if known.
         weight_total: sum of `weight_B` over the whole optimiser step, all processes and micro-batches included. A
-            held-out batch with weight_total 0 is filler that keeps processes in step, and is counted nowhere.
+            held-out batch with weight_total 0 is filler that keeps processes in step, and is not counted.
     """
 
     prompt_ids_PS: Tensor
@@ -75,7 +74,7 @@ class RolloutBatch:
     def unjudged(
         cls, prompt_ids_PS: Tensor, prompt_mask_PS: Tensor, prompt_of: Sequence[int], tokens: Sequence[Sequence[int]]
     ) -> RolloutBatch:
-        """Responses of which nothing is known but their tokens, on the device of the prompts."""
+        """Build a batch from response tokens alone, without verdicts, on the device of the prompts."""
         device = prompt_ids_PS.device
         responses = [torch.tensor(row, device=device) for row in tokens]
         response_BT = pad_sequence(responses, batch_first=True)
@@ -93,7 +92,7 @@ class RolloutBatch:
         )
 
     def to(self, device: torch.device | str) -> RolloutBatch:
-        """The same batch with every tensor on ``device``."""
+        """Return the same batch with every tensor on ``device``."""
         moved: dict[str, Any] = {
             f.name: value.to(device) if isinstance(value := getattr(self, f.name), (Tensor, RecordedStates)) else value
             for f in fields(self)
@@ -102,10 +101,10 @@ class RolloutBatch:
 
     @property
     def known_log_p_BT(self) -> Tensor:
-        """``log_p_BT`` where it has to be known.
+        """``log_p_BT``, for callers that cannot do without.
 
         Raises:
-            ValueError: it is not.
+            ValueError: the log-probabilities are unknown.
         """
         if self.log_p_BT is None:
             raise ValueError("the log-probabilities of these responses under the base are not known")
@@ -113,5 +112,5 @@ class RolloutBatch:
 
     @property
     def num_rows(self) -> int:
-        """B."""
+        """The number of rollouts B."""
         return self.response_BT.shape[0]

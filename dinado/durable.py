@@ -1,4 +1,4 @@
-"""Files that are whole or not there: written in one step, and known by the checksum of every byte."""
+"""Atomic writes of files, and their checksums."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from pathlib import Path
 from dinado.errors import UserError
 
 SETTLED_SECONDS = 2.0
-"""A file changed again within the clock's resolution looks unchanged; one this old would not."""
+"""Age from which a digest is cached; a younger file could change again within the clock's resolution unnoticed."""
 
 _known: dict[Path, tuple[tuple[int, int, int], str]] = {}
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file.
+    """Return the SHA-256 of a file.
 
-    A process reads a file for this once, and again whenever its inode, size or time of change is another.
+    The digest is cached in the process until the file's inode, size or modification time changes.
 
     Raises:
-        OSError: there is none, or it cannot be read.
+        OSError: the file is missing or cannot be read.
     """
     status = path.stat()
     state = (status.st_ino, status.st_size, status.st_mtime_ns)
@@ -37,12 +37,12 @@ def file_digest(path: Path) -> str:
 
 
 def write_atomic(path: Path, content: bytes | memoryview, refuse: Callable[[str], UserError]) -> None:
-    """Put a file in place in one step: nobody ever sees half of it, not even after a power cut.
+    """Write a file atomically and durably; no reader sees half of it, not even after a power cut.
 
     Args:
-        refuse: makes the error of a disk that refuses, from what happened; it adds what to do about it.
+        refuse: makes the error of a failed write from the failure's description, and adds the fix.
     """
-    # The process id keeps runs that fill the same folder apart.
+    # The process id keeps apart the temporary files of runs that fill the same folder.
     temporary = path.with_name(f"{path.name}.tmp-{os.getpid()}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -54,5 +54,5 @@ def write_atomic(path: Path, content: bytes | memoryview, refuse: Callable[[str]
     except OSError as error:
         raise refuse(f"{path} cannot be written: {error.strerror}") from None
     finally:
-        with suppress(OSError):  # there is none after success; a disk that refuses has been reported already
+        with suppress(OSError):  # the file is gone after success; a failed write has been reported already
             temporary.unlink()

@@ -1,12 +1,12 @@
-"""What a user can do wrong, as one family of exceptions with readable messages.
+"""The exceptions for mistakes of the user, with readable messages.
 
 Entry scripts print the message of a :class:`UserError` on one line and exit with its ``exit_code``;
-anything else is our own mistake and keeps its traceback.
+any other exception is our own mistake and keeps its traceback.
 """
 
 
 class UserError(ValueError):
-    """A mistake in what the user supplied. The message names the thing and the fix."""
+    """A mistake in the user's input; the message names the cause and the fix."""
 
     exit_code = 2
 
@@ -24,7 +24,7 @@ class OracleError(UserError):
 
 
 class StoreError(UserError):
-    """A rollout store that cannot be used as asked."""
+    """A rollout store that cannot be used as requested."""
 
 
 class CheckpointError(UserError):
@@ -32,7 +32,7 @@ class CheckpointError(UserError):
 
 
 class ProcessError(UserError):
-    """Another process of the run failed; the message is what it said."""
+    """The failure of another process of the run, with the message of that process."""
 
     def __init__(self, message: str, exit_code: int = 1) -> None:
         super().__init__(message)
@@ -40,6 +40,6 @@ class ProcessError(UserError):
 
 
 class Stopped(KeyboardInterrupt):
-    """A scheduler, not a person, wants the run to end: it may be started again as it is (EX_TEMPFAIL)."""
+    """A request to end the run by a scheduler, not a person; the run may be restarted unchanged (EX_TEMPFAIL)."""
 
     exit_code = 75

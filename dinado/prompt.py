@@ -1,4 +1,4 @@
-"""A prompt: what the language model reads, and what the oracle may know about it."""
+"""A prompt: the text that the language model reads, and data for the oracle and the metrics."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Prompt:
     Attributes:
         id: unique within the task; rollouts are stored under it.
         text: the user's request, before the base model's chat template is applied.
-        data: anything the oracle or the metrics need, e.g. ``{"concepts": [...], "references": [...]}``.
+        data: data that the oracle or the metrics need, e.g. ``{"concepts": [...], "references": [...]}``.
     """
 
     id: str
@@ -23,5 +23,5 @@ class Prompt:
 
     @property
     def references(self) -> list[str]:
-        """Reference texts, empty when the task has none."""
+        """The reference texts; empty if the task has none."""
         return list(self.data.get("references", ()))

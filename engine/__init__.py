@@ -1,1 +1,1 @@
-"""Run experiments: sessions, trainers, evaluation, restoring, generation, checkpoints, loggers."""
+"""Execution of experiments: sessions, trainers, evaluation, restoring, generation, checkpoints, loggers."""

@@ -1,11 +1,11 @@
-"""Checkpoints on disk: the last one and the one before, each whole, each with the checksum of every byte.
+"""Checkpoints on disk: the last one and the one before, both complete and protected by a checksum.
 
     checkpoints/last.ckpt
                 previous.ckpt
                 SHA256SUMS
 
-``SHA256SUMS`` names what may be read. While a checkpoint is being replaced it names both the old and the new one, so a
-kill at any moment leaves ``last.ckpt`` as one of the two.
+Only files listed in ``SHA256SUMS`` are read. During the replacement of a checkpoint it lists both the old and the new
+one, so after a kill at any moment ``last.ckpt`` is one of the two.
 """
 
 from __future__ import annotations
@@ -29,28 +29,28 @@ LAST, PREVIOUS, SUMS = "last.ckpt", "previous.ckpt", "SHA256SUMS"
 
 
 class DurableCheckpoints(TorchCheckpointIO):
-    """Lightning's way to the disk: what is read was checked, and nothing is replaced before its successor is whole."""
+    """A Lightning checkpoint plugin that verifies checksums on reading and replaces files only by complete ones."""
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Write a checkpoint; one that lies there already becomes ``previous.ckpt``.
+        """Write a checkpoint; an existing one becomes ``previous.ckpt``.
 
         Raises:
-            CheckpointError: the disk refuses; the checkpoint before is still there.
+            CheckpointError: the disk refuses the write; the checkpoint before is still there.
         """
         content = io.BytesIO()
         torch.save(checkpoint, content)
         write_checkpoint(Path(path), content.getbuffer())
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
-        """A checked checkpoint, on the CPU."""
+        """Read a checkpoint to the CPU, after a check of its checksum."""
         return read_checkpoint(Path(path))
 
 
 def read_checkpoint(file: Path) -> dict[str, Any]:
-    """A checkpoint, read without executing anything in it.
+    """Read a checkpoint without executing code from it (``weights_only``).
 
     Raises:
-        CheckpointError: it is missing, or not as it was written.
+        CheckpointError: it is missing or damaged, or its checksum is missing.
     """
     if not file.is_file():
         raise CheckpointError(f"run {file.parent.parent} has no checkpoint yet ({file} is missing)")
@@ -69,12 +69,12 @@ def read_checkpoint(file: Path) -> dict[str, Any]:
 
 
 def write_checkpoint(file: Path, content: memoryview) -> None:
-    """Replace a checkpoint and keep the one before.
+    """Replace a checkpoint and keep the one before as ``previous.ckpt``.
 
     Raises:
-        CheckpointError: the disk refuses.
+        CheckpointError: the disk refuses the write.
     """
-    for left in file.parent.glob("*.tmp-*"):  # by a process that was killed in the middle
+    for left in file.parent.glob("*.tmp-*"):  # left by a process that was killed during a write
         with suppress(OSError):
             left.unlink()
     digest = hashlib.sha256(content).hexdigest()
@@ -90,7 +90,7 @@ def write_checkpoint(file: Path, content: memoryview) -> None:
 
 
 def _keep(file: Path, before: Path) -> None:
-    """Let ``before`` be the same bytes as ``file``, in one step and, where the file system can, without copying."""
+    """Make ``before`` the same bytes as ``file``, atomically and, where the file system can link, without a copy."""
     part = before.with_name(f"{before.name}.tmp-{os.getpid()}")
     try:
         try:
@@ -101,12 +101,12 @@ def _keep(file: Path, before: Path) -> None:
     except OSError as error:
         raise _refused(f"{before} cannot be written: {error.strerror}") from None
     finally:
-        with suppress(OSError):  # renaming one name of a file to another of its names does nothing
+        with suppress(OSError):  # os.replace does nothing, and leaves `part`, if both names are links to one file
             part.unlink()
 
 
 def _sums(folder: Path) -> set[str]:
-    """Digests of files that are as they were written; empty where nothing says so."""
+    """Read the digests in ``SHA256SUMS``, empty where it is missing or unreadable."""
     try:
         lines = (folder / SUMS).read_text(encoding="ascii").splitlines()
     except (OSError, UnicodeDecodeError):

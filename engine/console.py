@@ -1,4 +1,4 @@
-"""What a run says on the terminal, and what it silences."""
+"""Terminal output of a run: the console, logging, and silenced warnings of libraries."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ from dinado.ranks import is_writer
 
 
 def run_console(quiet: bool) -> Console:
-    """Return the console of rank 0, with logging on it; other ranks stay silent.
+    """Return the console of rank 0 and set up logging on it; other ranks stay silent.
 
     Args:
-        quiet: write to stderr, as stdout belongs to ``--json``.
+        quiet: write to stderr, because stdout is reserved for ``--json``.
     """
-    # A pipe or a log file has no width of its own; the table needs some.
+    # A pipe or a log file has no width, and the table needs one.
     console = Console(stderr=quiet, width=None if sys.stdout.isatty() else 160)
     level = logging.INFO if is_writer() else logging.ERROR
     logging.basicConfig(
@@ -32,12 +32,12 @@ def run_console(quiet: bool) -> Console:
 
     transformers_logging.disable_progress_bar()
     transformers_logging.set_verbosity_error()
-    # peft sees GPT-2's Conv1D, does the right thing, and says so every time.
+    # peft corrects this for GPT-2's Conv1D by itself and warns every time.
     warnings.filterwarnings("ignore", message="fan_in_fan_out is set to False")
     # The frozen base is meant to be in eval mode while the rest trains.
     warnings.filterwarnings("ignore", message=".*eval mode at the start of training.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    # Held-out numbers are gathered over processes by ourselves; `sync_dist` would average what is already global.
+    # The project gathers held-out numbers over ranks itself; `sync_dist` would average numbers that are global already.
     warnings.filterwarnings("ignore", message=".*It is recommended to use .self.log.*sync_dist.*")
     console.quiet = not is_writer()
     return console

@@ -1,4 +1,4 @@
-"""Where models compute, inside ``fit`` and around it: rollouts are sampled and judged on the same device."""
+"""The device of a process, the same inside ``fit`` and outside it, where rollouts are sampled and judged."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from workbench.settings.run_settings import TrainerConfig
 
 
 def device_of(settings: TrainerConfig) -> torch.device:
-    """The device of this process, the one that Lightning's Trainer gives it too.
+    """Return the device of this process, the same that Lightning's Trainer uses.
 
     Raises:
-        ConfigError: ``trainer.accelerator`` asks for one that is not there, or ``trainer.devices`` for more of them.
+        ConfigError: there is no CUDA device for ``trainer.accelerator``, or fewer than ``trainer.devices`` asks for.
     """
     wanted, found = settings.accelerator, torch.cuda.device_count()
     if wanted == "cpu" or (wanted == "auto" and not found):

@@ -1,4 +1,4 @@
-"""Evaluate a trained method: held-out rollouts for KL and R, fresh samples for success, reference rows beside it."""
+"""Evaluation of a trained method: held-out rollouts for KL and R, fresh samples for success, reference rows."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class Report:
 
 
 def base_rows(config: Config, base: BaseLM, task: Task) -> tuple[dict[str, Row], JudgedSamples]:
-    """Reference rows from the held-out rollouts: the base, and best-of-n of it."""
+    """Compute the reference rows from the held-out rollouts: the base, and best-of-n of it."""
     samples = samples_of_store(RunStores(config, base, task).held_out().read())
     with_metrics = config.eval.text_metrics and task.has_references
     rows = {"base": row_of(samples, with_text_metrics=with_metrics)}
@@ -50,7 +50,7 @@ def base_rows(config: Config, base: BaseLM, task: Task) -> tuple[dict[str, Row],
 def evaluate_method(
     method: RolloutMethod, data: RolloutDataModule, task: Task, world: ExactWorld | None
 ) -> Report | None:
-    """All `val/` numbers of one method, with reference rows; all processes share the work, the first has the report."""
+    """Compute all `val/` numbers of a method and the reference rows; ranks share the work, rank 0 gets the report."""
     config, base = method.config, method.base
     method.eval()
     method.diagnostics.reset()
@@ -70,7 +70,7 @@ def evaluate_method(
 
 
 def _report(method: RolloutMethod, task: Task, world: ExactWorld | None, numbers: Row, after: JudgedSamples) -> Report:
-    """The method's row, those it is compared with, and what there is to see of them."""
+    """Build the report: the method's row, the reference rows, and samples with predicted R."""
     config, base, model = method.config, method.base, method.controlled()
     rows, before = base_rows(config, base, task)
     rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
@@ -85,7 +85,7 @@ def _report(method: RolloutMethod, task: Task, world: ExactWorld | None, numbers
 
 
 def _samples(model: ControlledLM, base: BaseLM, task: Task, config: Config) -> JudgedSamples:
-    """Texts of the model for all held-out prompts, each prompt answered by one of the processes."""
+    """Sample from the model for all held-out prompts, divided over the ranks, and gather the samples on all of them."""
     several = dist.is_available() and dist.is_initialized()
     rank, world_size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
     with base.in_step():
@@ -112,7 +112,7 @@ def _samples(model: ControlledLM, base: BaseLM, task: Task, config: Config) -> J
 
 
 def samples_of_store(rollouts: Rollouts) -> JudgedSamples:
-    """Stored base rollouts in the form of fresh samples."""
+    """Convert stored base rollouts to the form of fresh samples."""
     prompts = [rollouts.prompts[index] for index in rollouts.prompt_index_N.tolist()]
     log_p = rollouts.log_p_N.tolist()
     return JudgedSamples(
@@ -129,10 +129,10 @@ def samples_of_store(rollouts: Rollouts) -> JudgedSamples:
 
 
 def trace_r(method: RolloutMethod, samples: JudgedSamples, before: JudgedSamples, count: int) -> None:
-    """Note predicted R, if there is any, along the first text of each of the first ``count`` prompts, in one pass.
+    """Store predicted R, if any, along the first text of each of the first ``count`` prompts, in one forward pass.
 
     Args:
-        before: base rollouts of the same prompts, which say what R(c) is to a method that has to be told.
+        before: base rollouts of the same prompts, which give R(c) to a method that does not predict it.
     """
     rows = [row for row in samples.first_rows(count) if len(samples.tokens[row])]
     if not rows:
@@ -156,7 +156,7 @@ def trace_r(method: RolloutMethod, samples: JudgedSamples, before: JudgedSamples
 
 
 def _gap(samples: JudgedSamples) -> float:
-    """Mean over prompts of -log R(c), where some rollout is positive: the base's own KL(q*||p)."""
+    """Average -log R(c) over the prompts with a positive rollout: the base's own KL(q*||p)."""
     rates = [sum(group) / len(group) for group in samples.per_prompt(samples.score)]
     gaps = [-math.log(rate) for rate in rates if rate > 0]
     return sum(gaps) / len(gaps) if gaps else math.nan

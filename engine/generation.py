@@ -1,4 +1,4 @@
-"""Decode prompts of any origin with a trained run: what ``generate.py`` does."""
+"""Decoding of prompts from the command line, a file or stdin with a trained run, for ``generate.py``."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ BATCH = 16
 
 
 def read_prompts(text: str | None, file: str | None) -> list[Prompt]:
-    """Prompts from the command line, a JSON-lines file, or stdin (one a line).
+    """Read prompts from the command line, a JSON-lines file, or stdin (one per line).
 
     Raises:
-        DataError: nothing to read, or a line that is not what it should be.
+        DataError: there is no prompt, two sources were given, or the file or a line of it is invalid.
     """
     if text is not None and file is not None:
         raise DataError("give --prompt or --input, not both")
@@ -53,7 +53,11 @@ def write_texts(
     max_new_tokens: int | None,
     seed: int,
 ) -> list[dict[str, Any]]:
-    """Decode every prompt ``num`` times; texts go to stdout, or as JSON lines to ``output``."""
+    """Decode every prompt ``num`` times, write texts to stdout or JSON lines to ``output``, return the records.
+
+    Raises:
+        DataError: ``output`` is not a file in an existing folder.
+    """
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise DataError(f"--output {output}: name a file in a folder that exists")
     method = restore_method(run)
@@ -80,7 +84,7 @@ def write_texts(
 def decode(
     model: ControlledLM, prompts: list[Prompt], *, mode: str, num: int, beams: int, budget: int, seed: int, start: int
 ) -> list[list[str]]:
-    """``num`` texts for each prompt: independent samples, or the best beams."""
+    """Decode ``num`` texts for each prompt: independent samples, the greedy text, or the best beams."""
     base = model.base
     ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
     if mode == "sample":

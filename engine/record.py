@@ -1,4 +1,4 @@
-"""Open the record of a run when its first step is about to be taken."""
+"""A callback that opens the records of a run just before its first optimiser step."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workbench.run_folder import RunFolder
 
 
 class OpenRecord(Callback):
-    """Cuts the records of a resumed run at its checkpoint, and keeps the settings with those of W&B.
+    """A callback that truncates the records of a resumed run at its checkpoint and saves the settings to W&B.
 
     Args:
-        folder: of the run.
-        loggers: that write records.
+        folder: folder of the run.
+        loggers: the loggers that write records.
         resumed_at: optimiser step of the checkpoint; None for a run without one.
-        on_start: called once everything has proved to fit.
+        on_start: called once the settings and the checkpoint have been found to fit.
     """
 
     def __init__(
@@ -35,7 +35,7 @@ class OpenRecord(Callback):
         self.on_start = on_start
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Act once the checkpoint has been restored in full."""
+        """Truncate records and save settings, now that the checkpoint has been restored in full."""
         if self.resumed_at is not None:
             rewind(self.loggers, self.folder, self.resumed_at)
         if self.on_start is not None:

@@ -1,4 +1,4 @@
-"""Bases and trained runs from what is on disk."""
+"""Restoring of bases, trained methods and exact worlds from settings and checkpoints."""
 
 from __future__ import annotations
 
@@ -21,9 +21,12 @@ from workbench.settings.config import Config
 from workbench.settings.derived import task_of
 from workbench.settings.loader import from_run_folder
 
+ROUNDING = 1e-9
+"""A sum over all texts may fall this short of 1."""
+
 
 def build_base(config: Config) -> BaseLM:
-    """The frozen base that a configuration names: an exact world's, an earlier run's, or a Hugging Face model."""
+    """Build the frozen base of a configuration: that of an exact world, an earlier run, or a Hugging Face model."""
     task, settings = config.task, config.base
     if task.name == "exact_world":
         model, tokenizer = build_markov(task.vocab_size, task.seed, task.required, task.rarity)
@@ -45,7 +48,11 @@ def build_base(config: Config) -> BaseLM:
 
 
 def base_of_run(run: str, config: Config) -> BaseLM:
-    """An earlier run's policy as a plain model, adapters folded in, with its own prompt format and temperature."""
+    """Restore an earlier run's policy as a plain model with folded adapters, its prompt format and its temperature.
+
+    Raises:
+        ConfigError: the parameterisation of that run cannot be folded into the base.
+    """
     method = restore_method(run)
     tokenizer = method.base.tokenizer
     try:
@@ -56,7 +63,7 @@ def base_of_run(run: str, config: Config) -> BaseLM:
     return BaseLM(
         model,
         tokenizer,
-        # The policy was trained as softmax(logits / its temperature); this run's setting comes on top of nothing else.
+        # The policy was trained as softmax(logits / its temperature). A setting other than 1 replaces that temperature.
         temperature=config.base.temperature if config.base.temperature != 1.0 else settings.temperature,
         chat_template=settings.chat_template,
         system_prompt=settings.system_prompt,
@@ -65,13 +72,13 @@ def base_of_run(run: str, config: Config) -> BaseLM:
 
 
 def restore_method(run: str | Path, base: BaseLM | None = None) -> RolloutMethod:
-    """The trained method of a run, from its last checkpoint, or from the one that ``run`` names.
+    """Restore the trained method of a run, from its last checkpoint or from the one that ``run`` names.
 
     Args:
         base: the run's base, if it has been loaded already.
 
     Raises:
-        CheckpointError: no such run, no checkpoint yet, or one that does not fit.
+        CheckpointError: there is no such run, no checkpoint yet, or the checkpoint does not fit.
     """
     folder = find_run(run)
     config = from_run_folder(folder.path).config
@@ -81,20 +88,24 @@ def restore_method(run: str | Path, base: BaseLM | None = None) -> RolloutMethod
 
 
 def check_and_load(method: RolloutMethod, checkpoint: dict[str, Any]) -> None:
-    """Load trained parameters, refusing a checkpoint that does not fit exactly."""
+    """Load trained parameters, and refuse a checkpoint that does not fit exactly."""
     check_checkpoint(method, checkpoint)
     method.load_state_dict(checkpoint["state_dict"], strict=False)
 
 
 def build_world(config: Config, base: BaseLM) -> ExactWorld | None:
-    """The exact world of an exact task, None for any other."""
+    """Build the exact world of an exact task, None for any other task.
+
+    Raises:
+        ConfigError: the oracle accepts all texts or none.
+    """
     task = config.task
     if not task_of(config).exact:
         return None
     dfa = token_dfa(task.vocab_size, task.required, task.avoided, task.ends_with)
     kind = MarkovWorld if task.name == "exact_world" else EnumeratedWorld
     world = kind.from_model(base.model, task.length, dfa, base.temperature)
-    if not 0 < world.success_rate < 1:
+    if not 0 < world.success_rate < 1 - ROUNDING:
         raise ConfigError(
             f"task.required, task.avoided and task.ends_with accept a share of {world.success_rate:g} of all texts of "
             f"task.length={task.length}; there is nothing to learn"

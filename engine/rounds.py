@@ -1,4 +1,4 @@
-"""Rounds of sampling: rollouts of the model as it stands, and every density that weighing them takes."""
+"""Rounds of sampling: rollouts of the current model, and all densities that their importance weights need."""
 
 from __future__ import annotations
 
@@ -32,15 +32,15 @@ log = logging.getLogger(__name__)
 
 
 class Rounds(Callback):
-    """Draws the rounds of a run from its method, between two optimiser steps.
+    """A callback that draws the rounds of a run from its method, between two optimiser steps.
 
-    A round is drawn when its last step before is over and saved, so that a run that is stopped in the middle of
-    sampling goes on there. It belongs behind the callback that saves.
+    A round is drawn after the checkpoint of the last step before it, so that a run that is stopped during sampling
+    resumes there. This callback must come after the one that saves checkpoints.
 
     Args:
-        method: what is trained; its weights, mode and gradients are as before when a round has been drawn.
-        data: what the round is added to.
-        filler: samples, judges and records.
+        method: the trained method; drawing a round leaves its weights, mode and gradients unchanged.
+        data: the data module that gets the round.
+        filler: samples, judges and stores rollouts.
     """
 
     def __init__(self, method: RolloutMethod, data: RolloutDataModule, filler: StoreFiller) -> None:
@@ -49,7 +49,7 @@ class Rounds(Callback):
         self._filler = filler
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Add the rounds that a resumed run has behind it; draw those that a new run needs before its first step."""
+        """Add the rounds that a resumed run has drawn; draw those that a new run needs before its first step."""
         for index, model in enumerate(self._data.restored_models, 1):
             self.draw(index, model)
         self._data.check_restored()
@@ -57,11 +57,11 @@ class Rounds(Callback):
             self._reach(0)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Draw what was due where a resumed run stopped, now that its record ends there."""
+        """Draw the rounds due at the step where a resumed run stopped, now that its records are truncated there."""
         self._reach(self._data.steps_done)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Draw what is due before the next step."""
+        """Draw the rounds due before the next step."""
         if not (trainer.fit_loop._should_accumulate() or trainer.should_stop):
             self._reach(trainer.global_step)
 
@@ -70,18 +70,18 @@ class Rounds(Callback):
             self.draw(len(self._data.models) + 1)
 
     def draw(self, index: int, model: str | None = None) -> None:
-        """Sample, judge, give every text its log-probability under every source so far, and hand the rows on.
+        """Sample and judge a round, compute log-probabilities of all texts under all sources, add it to the data.
 
-        What is there already is not made again.
+        Parts of the round that are stored already are not computed again.
 
         Args:
             index: number of the round.
-            model: what a run that is resumed drew this round from; None is the model as it stands, or the base at a
+            model: the source from which a resumed run drew this round; None is the current model, or the base at a
                 higher temperature as long as nothing has been accepted.
 
         Raises:
             KeyboardInterrupt: on Ctrl-C or a scheduler's warning; finished blocks stay.
-            StoreError: an earlier model's weights are gone and something has to be made from them.
+            StoreError: the weights of an earlier model are needed and missing.
         """
         method, data = self._method, self._data
         trainer, training = method.trainer, method.training
@@ -97,13 +97,13 @@ class Rounds(Callback):
         trainer.strategy.barrier("densities")
         data.add_round(drawn_from)
         method.train(training)
-        # A round that was drawn before the checkpoint is on record already.
+        # A round drawn before the checkpoint has been logged already.
         if model is None:
             log_now(trainer.loggers, {**data.summary, "rollouts/round": float(index)}, trainer.global_step)
 
     @torch.no_grad()
     def _fill(self, stores: list[RolloutStore], now: str, place: tuple[int, int]) -> None:
-        """Make what is missing of a round: texts, verdicts, states, and densities of it and of all rounds before it.
+        """Compute the missing parts of a round: texts, verdicts, states, and the densities of it and earlier rounds.
 
         Args:
             now: fingerprint of the method's weights.
@@ -132,7 +132,7 @@ class Rounds(Callback):
 
 
 def weights_fingerprint(method: RolloutMethod) -> str:
-    """Changes with any bit of what has been trained, or with the base."""
+    """Compute a fingerprint that changes with any bit of the trained weights, or with the base."""
     digest = hashlib.sha256(method.base.fingerprint.encode())
     for name, value in sorted(method.state_dict().items()):
         digest.update(f"{name}{tuple(value.shape)}".encode())
@@ -141,7 +141,7 @@ def weights_fingerprint(method: RolloutMethod) -> str:
 
 
 def save_model(store: RolloutStore, method: RolloutMethod) -> None:
-    """Keep the trained weights beside what is drawn from them: later rounds have to ask them again."""
+    """Save the trained weights beside the rollouts drawn from them, because later rounds need their densities."""
     weights = {name: value.detach().cpu().contiguous() for name, value in method.state_dict().items()}
     if not _weights_file(store).is_file():
         write_whole(_weights_file(store), save(weights))
@@ -160,7 +160,7 @@ def _weights_file(store: RolloutStore) -> Path:
 
 @contextmanager
 def _weights_of(method: RolloutMethod, store: RolloutStore, unless: bool = False) -> Iterator[None]:
-    """Put the model that a store was drawn from in place for a while, where it is another than that of now."""
+    """Load the weights that a store was drawn from, if they are not the current ones, and restore these at the end."""
     if unless or store.spec.model in (None, weights_fingerprint(method)):
         yield
         return
@@ -173,7 +173,7 @@ def _weights_of(method: RolloutMethod, store: RolloutStore, unless: bool = False
 
 
 def _log_density(method: RolloutMethod, store: RolloutStore) -> Callable[[RolloutBatch], Tensor]:
-    """log-probabilities of whole responses under what a store was drawn from; its model has to be in place."""
+    """Return the log-density `[B]` of whole responses under a store's source, whose weights must be loaded."""
 
     def of_base(batch: RolloutBatch) -> Tensor:
         with method.scores.off():

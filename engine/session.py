@@ -1,9 +1,7 @@
-"""One training run from settings to final table: what ``train.py`` does once it knows what is wanted."""
+"""A training run from settings to the final table, a dry run, and the evaluation of a run or of a base."""
 
 from __future__ import annotations
 
-import json
-import math
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -20,20 +18,18 @@ from datamodules.fill_stores import StoreFiller
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.run_stores import RunStores
 from datamodules.state_choice import StateChoice
-from datamodules.tasks import Task, build_task
+from datamodules.tasks import build_task
 from dinado.bases.causal import BaseLM
 from dinado.bases.sharding import bytes_held, shard_base
-from dinado.evaluation.exact_rows import exact_base_row
 from dinado.evaluation.result_rows import Row
-from dinado.evaluation.result_table import first_samples, print_samples, print_table
-from dinado.ranks import is_writer
 from engine.checkpoints import LAST, read_checkpoint
 from engine.console import run_console
 from engine.devices import device_of
-from engine.evaluation import Report, base_rows, evaluate_method
+from engine.evaluation import Report, evaluate_method
 from engine.loggers.build_loggers import build_loggers, check_loggers, closing, finish, page_of, rewind
 from engine.record import OpenRecord
 from engine.restoring import build_base, build_world, check_and_load
+from engine.results import final_metrics, last_numbers, show_results
 from engine.rounds import Rounds
 from engine.trainer import build_trainer, connect, count_parameters
 from lightning_modules.build_method import build_method
@@ -51,7 +47,7 @@ from workbench.settings.derived import round_starts
 
 @dataclass
 class Outcome:
-    """How a run ended."""
+    """The final metrics and the exit code of a run."""
 
     metrics: Row = field(default_factory=dict)
     exit_code: int = 0
@@ -59,12 +55,12 @@ class Outcome:
 
 @dataclass
 class Saved:
-    """Where a resumed run goes on.
+    """The checkpoint from which a run resumes.
 
     Attributes:
         path: checkpoint; None where the run has none yet, or is new.
         state: its content.
-        resumed: whether the run goes on at all.
+        resumed: whether the run is resumed at all.
     """
 
     path: Any
@@ -73,7 +69,7 @@ class Saved:
 
     @property
     def step(self) -> int | None:
-        """Optimiser steps that are done; None for a new run."""
+        """Number of completed optimiser steps; None for a new run."""
         if not self.resumed:
             return None
         return 0 if self.state is None else int(self.state["global_step"])
@@ -83,15 +79,15 @@ class Saved:
 def train(
     config: Config, folder: RunFolder, *, resume: bool, quiet: bool, on_start: Callable[[], None] | None = None
 ) -> Outcome:
-    """Collect rollouts, train, evaluate, report.
+    """Sample rollouts, train, evaluate and report.
 
     Args:
         resume: continue from the run's last checkpoint, from the start where it has none.
-        quiet: no tables (stdout belongs to ``--json``).
-        on_start: called once the settings, and the checkpoint if there is one, have proved to fit.
+        quiet: write to stderr, because stdout is reserved for ``--json``.
+        on_start: called once the settings, and the checkpoint if there is one, have been found to fit.
     """
     console = run_console(quiet)
-    # What would otherwise be found out after the sampling.
+    # Fail before the sampling instead of after it.
     device = device_of(config.trainer)
     check_loggers(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
@@ -110,14 +106,14 @@ def train(
             filler.fill_states(store)
         data = RolloutDataModule(config, base, task)
         data.setup("fit")
-        # No sooner without need: sampling is faster without adapters that are switched off.
+        # Built after the sampling where possible: disabled adapters would slow the base down.
         method = method or build_method(config, base)
         trained, total = count_parameters(method)
         console.print(f"training {trained:,} of {total:,} parameters for {config.optim.steps} steps")
         if saved.state is not None:
             check_and_load(method, saved.state)
         else:
-            rewind(loggers, folder, 0)  # of a start that came to no checkpoint
+            rewind(loggers, folder, 0)  # drop records of an earlier start that saved no checkpoint
             log_now(loggers, {**data.summary, "perf/rollouts_per_s": rollouts_per_s}, 0)
         stop = GracefulStop()
         record = OpenRecord(folder, loggers, saved.step if saved.state is not None else None, on_start)
@@ -129,7 +125,7 @@ def train(
         _fit(trainer, method, data, saved, stop)
         if stop.received is not None:
             return _stopped(console, trainer, stop.received, folder, loggers)
-        # Lightning has moved it to the CPU.
+        # Lightning has moved the method to the CPU.
         method.to(device)
         with console.status("evaluating"):
             report = evaluate_method(method, data, task, world)
@@ -137,18 +133,18 @@ def train(
             torch.distributed.destroy_process_group()
         if report is None:
             return Outcome()
-        rewind(loggers, folder, config.optim.steps)  # of an evaluation that came to no end
+        rewind(loggers, folder, config.optim.steps)  # drop records of an evaluation that did not finish
         metrics = last_numbers(folder) | data.summary | final_metrics(config, report, folder)
         metrics["perf/rollouts_per_s"] = rollouts_per_s
         log_now(loggers, metrics, config.optim.steps)
         _show_on_page(config, loggers, data, stores, report)
         finish(loggers)
-    _show(console, config, report, task.name)
+    show_results(console, config, report, task.name)
     return Outcome(metrics)
 
 
 def _saved(folder: RunFolder, base: BaseLM, resume: bool) -> Saved:
-    """Read the checkpoint of a run that goes on; refuse one of another base."""
+    """Read the checkpoint of a resumed run; refuse a checkpoint of another base."""
     path = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     state = None if path is None else read_checkpoint(path)
     if state is not None:
@@ -157,7 +153,7 @@ def _saved(folder: RunFolder, base: BaseLM, resume: bool) -> Saved:
 
 
 def _sharded(console: Console, config: Config, base: BaseLM, device: torch.device) -> RolloutMethod:
-    """Shard a base over the processes of this machine, with the adapters that it is to have."""
+    """Build the method and shard its base, adapters included, over the processes of this machine."""
     connect(device)
     method = build_method(config, base)
     shard_base(base, config.trainer.devices, device)
@@ -169,7 +165,7 @@ def _sharded(console: Console, config: Config, base: BaseLM, device: torch.devic
 def _callbacks(
     config: Config, folder: RunFolder, stop: GracefulStop, record: OpenRecord, rounds: Rounds, *, resumed: bool
 ) -> list[Callback]:
-    """List the callbacks in the order in which they act on a step: agree to stop, save, then draw the next round."""
+    """List the callbacks in their order within a step: agree on stopping, save, then draw the next round."""
     every = config.trainer.val_every
     last = LastCheckpoint(
         folder.path / "checkpoints" / LAST, config.trainer.checkpoint_every, also_after=round_starts(config)[1:]
@@ -186,7 +182,7 @@ def _fit(trainer: L.Trainer, method: RolloutMethod, data: RolloutDataModule, sav
     try:
         trainer.fit(method, datamodule=data, ckpt_path=saved.path, weights_only=True)
     except SystemExit:
-        # Lightning makes exit code 1 of the KeyboardInterrupt that a second Ctrl-C raises.
+        # Lightning turns the KeyboardInterrupt of a second Ctrl-C into SystemExit with code 1.
         if stop.received is None:
             raise
         raise interruption(stop.received) from None
@@ -195,7 +191,7 @@ def _fit(trainer: L.Trainer, method: RolloutMethod, data: RolloutDataModule, sav
 def _stopped(
     console: Console, trainer: L.Trainer, received: int, folder: RunFolder, loggers: Sequence[Logger]
 ) -> Outcome:
-    """Leave a true STATUS and a hint behind a run that was asked to stop."""
+    """Write STATUS and print a hint for a run that was asked to stop; return its outcome."""
     code = exit_code_of(interruption(received))
     folder.mark("interrupted", signal.Signals(received).name)
     if trainer.is_global_zero:
@@ -208,7 +204,7 @@ def _stopped(
 def _show_on_page(
     config: Config, loggers: Sequence[Logger], data: RolloutDataModule, stores: RunStores, report: Report
 ) -> None:
-    """Put on W&B, besides the numbers, the samples that a terminal shows too and what it was asked to keep."""
+    """Log to W&B the samples that the terminal shows, and the artifacts of ``logging.artifacts``."""
     if (page := page_of(loggers)) is None:
         return
     if shown := report.after.first_rows(config.eval.show):
@@ -217,95 +213,3 @@ def _show_on_page(
         page.log_checkpoint(config.method)
     if "rollouts" in config.logging.artifacts:
         page.log_rollouts({"train": [store.folder for store in data.stores], "val": [stores.held_out().folder]})
-
-
-def last_numbers(folder: RunFolder) -> Row:
-    """What the last logged step and the last validation said, in this process or in one before it."""
-    numbers: Row = {}
-    for record in folder.metrics():
-        if "train/loss" in record or "val/kl_to_optimum" in record:
-            numbers |= {key: value for key, value in record.items() if key != "step"}
-    return {key: math.nan if value is None else value for key, value in numbers.items()}
-
-
-def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:
-    """The method's row, the reference rows under their own prefixes, and every sample beside them on disk."""
-    metrics = dict(report.rows[config.method])
-    for label, prefix in (("base", "base"), *((k, "best_of_n") for k in report.rows if k.startswith("best of"))):
-        metrics |= {f"{prefix}/{key.removeprefix('val/')}": value for key, value in report.rows[label].items()}
-    if is_writer():
-        samples = folder.path / "samples"
-        samples.mkdir(exist_ok=True)
-        for name, records in (("before", report.before), ("after", report.after)):
-            lines = [json.dumps(record) for record in records.records()]
-            (samples / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-        (folder.path / "table.json").write_text(json.dumps(report.rows, indent=2) + "\n", encoding="utf-8")
-    return metrics
-
-
-def dry_run(config: Config) -> None:
-    """Build everything, print the sizes, take no step and sample nothing."""
-    console = run_console(False)
-    task, base = build_task(config), build_base(config)
-    method = build_method(config, base)
-    trained, total = count_parameters(method)
-    console.print(f"base {base.name}, {len(task.train_prompts)} training and {len(task.val_prompts)} held-out prompts")
-    for store in RunStores(config, base, task).needed():
-        missing, everything = store.spec.num_rollouts(store.missing_blocks()), store.spec.num_rollouts()
-        console.print(f"{store.spec.split} rollouts: {everything - missing} of {everything} stored in {store.folder}")
-    if config.rollouts.rounds > 1:
-        console.print(f"{config.rollouts.rounds - 1} more rounds of train rollouts, from the model as it will be then")
-    optim = config.optim
-    amount = f"{optim.batch_size} rollouts" if optim.batch_tokens is None else f"{optim.batch_tokens} response tokens"
-    console.print(
-        f"method {config.method}: {trained:,} of {total:,} parameters trained, {config.optim.steps} steps of "
-        f"{amount}, optimiser state {trained * 8 / 2**20:.0f} MB"
-    )
-
-
-def _show(console: Console, config: Config, report: Report, task: str) -> None:
-    error = report.rows[config.method].get("val/kl_to_optimum_se")
-    exact = "" if error is None else f"; standard error of the method's KL(q*||q): {error:.2g}"
-    print_table(console, report.rows, f"{task}: held-out prompts, 95 % intervals over prompts{exact}")
-    if config.eval.show and any(report.after.texts):
-        print_samples(console, report.before, report.after, config.eval.show, config.method)
-
-
-def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
-    """Evaluate a trained run afresh; settings may differ from those it was trained with where weights allow."""
-    console = run_console(quiet)
-    task, base = build_task(config), build_base(config)
-    # Before adapters go into the base: the world is enumerated from p.
-    world = build_world(config, base)
-    base.model.to(device_of(config.trainer))
-    _fill_held_out(config, base, task)
-    method = build_method(config, base).to(device_of(config.trainer))
-    check_and_load(method, read_checkpoint(folder.checkpoint))
-    data = RolloutDataModule(config, base, task)
-    data.setup("validate")
-    with console.status("evaluating"):
-        report = evaluate_method(method, data, task, world)
-    assert report is not None, "one process evaluates a finished run"
-    _show(console, config, report, task.name)
-    return report.rows[config.method]
-
-
-def evaluate_base(config: Config, *, quiet: bool) -> Row:
-    """Evaluate a base alone from its held-out rollouts."""
-    console = run_console(quiet)
-    task, base = build_task(config), build_base(config)
-    world = build_world(config, base)
-    base.model.to(device_of(config.trainer))
-    _fill_held_out(config, base, task)
-    rows, samples = base_rows(config, base, task)
-    if world is not None:
-        rows["base"] |= exact_base_row(world)
-    print_table(console, rows, f"{task.name}: the base, before training")
-    for record in first_samples(samples, config.eval.show):
-        console.print(f"{record['prompt']}\n  {record['text']}", markup=False)
-    return rows["base"]
-
-
-def _fill_held_out(config: Config, base: BaseLM, task: Task) -> None:
-    filler = StoreFiller(base, task.oracle, StateChoice(config, base), progress=config.trainer.progress)
-    filler.fill_all([RunStores(config, base, task).held_out()])

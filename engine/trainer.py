@@ -1,4 +1,4 @@
-"""The Trainer of a run, and what happens around ``fit``."""
+"""Construction of the Lightning Trainer: strategy, cluster environment, profiler."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def build_trainer(
     """Build a Trainer that counts in optimiser steps and saves by its callbacks alone.
 
     Args:
-        accumulation: micro-batches of a process in an optimiser step.
+        accumulation: micro-batches per process and optimiser step.
     """
     several = settings.devices * settings.num_nodes > 1
     every = settings.val_every * accumulation
@@ -68,19 +68,19 @@ def build_trainer(
 
 
 def ddp() -> DDPStrategy:
-    """Gradients of what is trained are averaged; they lie where they are sent from, which saves a copy of them."""
+    """Build the DDP strategy; gradients are views of the communication buckets, which saves a copy of them."""
     return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True, cluster_environment=cluster())
 
 
 def cluster() -> ClusterEnvironment:
-    """Who started the processes of this run; when to stop and to be requeued is not Lightning's business."""
+    """Return the environment of the launcher of this run, with Lightning's own requeueing switched off."""
     if torch.distributed.is_torchelastic_launched():
         return TorchElasticEnvironment()
     return LightningEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
 
 
 def connect(device: torch.device) -> None:
-    """Let the processes of a run talk to each other before Lightning does; it takes what it finds."""
+    """Initialise the process group before Lightning does; Lightning uses an existing one."""
     environment, (rank, size) = cluster(), rank_and_size()
     os.environ.setdefault("MASTER_ADDR", environment.main_address)
     os.environ.setdefault("MASTER_PORT", str(environment.main_port))
@@ -90,12 +90,12 @@ def connect(device: torch.device) -> None:
 
 
 def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:
-    """Lightning's profiler of that name, which writes into the run folder."""
+    """Build Lightning's profiler of that name, which writes into the run folder; None for no name."""
     kinds = {"simple": SimpleProfiler, "advanced": AdvancedProfiler, "pytorch": PyTorchProfiler}
     return None if name is None else kinds[name](dirpath=str(folder.path), filename="profile")
 
 
 def count_parameters(method: RolloutMethod) -> tuple[int, int]:
-    """Trained and all parameters."""
+    """Count the trained parameters and all parameters."""
     everything = list(method.parameters())
     return sum(p.numel() for p in everything if p.requires_grad), sum(p.numel() for p in everything)

@@ -1,1 +1,1 @@
-"""One LightningModule a method, on one shared base class."""
+"""LightningModules: one per method, on one shared base class."""

@@ -1,4 +1,4 @@
-"""From a method's row in the table to its LightningModule."""
+"""Construction of the configured method's LightningModule."""
 
 from __future__ import annotations
 

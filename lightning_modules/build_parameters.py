@@ -1,4 +1,4 @@
-"""From the configuration to what moves."""
+"""Construction of the trained weights from the configuration."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from workbench.settings.derived import parameterisation_of
 
 
 def build_parameters(config: Config, base: BaseLM, link: Link) -> Parameterisation:
-    """Inject what the configuration trains into a base, or build it beside it.
+    """Inject the trained weights into a base, or build them beside it, as configured.
 
     Args:
         link: how an oracle network's output becomes a score.
 
     Raises:
-        UserError: the base has no place for it.
+        UserError: the base has no place for them.
     """
     row = parameterisation_of(config)
     settings = dataclasses.asdict(config.own(row.settings)) if row.settings is not None else {}

@@ -1,6 +1,6 @@
-"""What held-out base rollouts say about a model under training: distance to q*, and how good its R is.
+"""Diagnostics of a model on held-out rollouts of the base: its distance to q*, and the quality of its R.
 
-Kept as plain numbers per rollout, gathered over processes as objects keyed by prompt, so nothing is counted twice.
+They are kept as plain numbers per rollout and gathered over processes by prompt, so that nothing is counted twice.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from dinado.objectives.estimators import calibration_error, kl_to_optimum, pairw
 
 
 class HeldOut(NamedTuple):
-    """What a method says about a batch of base rollouts.
+    """The outputs of a method on a batch of base rollouts.
 
     Attributes:
-        log_p_BT: log-probability of each response token under the base; None where it is not known.
+        log_p_BT: log-probability of each response token under the base; None where it is unknown.
         log_q_BT: the same under the controlled model.
         log_r_BT: log R after each token; None for a method that predicts none.
         consistency_B: forward consistency of each rollout, in nats; None without R.
-        num_links_B: pairs of neighbouring values behind it.
+        num_links_B: number of pairs of neighbouring values in it.
     """
 
     log_p_BT: Tensor | None
@@ -36,17 +36,17 @@ class HeldOut(NamedTuple):
 
 
 class RolloutDiagnostics:
-    """Collects held-out rollouts and reduces them to the `val/` numbers that need no sampling."""
+    """An accumulator of held-out rollouts, reduced to the ``val/`` metrics that need no sampling."""
 
     def __init__(self) -> None:
         self.reset()
 
     def reset(self) -> None:
-        """Forget everything collected."""
+        """Discard all collected rollouts."""
         self._prompts: dict[tuple[int, ...], list[dict[str, Any]]] = {}
 
     def update(self, batch: RolloutBatch, held_out: HeldOut) -> None:
-        """Add a batch of base rollouts; one without weight only fills up a process that has fewer."""
+        """Add a batch of base rollouts; one of weight 0 is a filler and is ignored."""
         if not batch.weight_total:
             return
         if held_out.log_p_BT is None:
@@ -74,7 +74,7 @@ class RolloutDiagnostics:
             self._prompts.setdefault(tuple(tokens.tolist()), []).append(dict(zip(rows, row, strict=True)))
 
     def compute(self) -> dict[str, float]:
-        """Return the numbers over all processes; NaN where nothing can be said, none about R for a method without."""
+        """Compute the metrics over all processes; NaN where undefined, and none of R for a method without R."""
         prompts = list(self._gathered().values())
         kls, gaps = [], []
         for rows in prompts:
@@ -103,7 +103,7 @@ class RolloutDiagnostics:
         for part in everyone:
             for prompt, rows in part.items():
                 merged.setdefault(prompt, rows)
-        # In an order that does not tell how many processes there are: bins of equal size break ties by it.
+        # The order must not depend on the number of processes, since bins of equal size break ties by it.
         return dict(sorted(merged.items()))
 
 
@@ -116,7 +116,7 @@ def _column(rows: list[dict[str, Any]], name: str) -> Tensor:
 
 
 def _about_r(prompts: list[list[dict[str, Any]]]) -> dict[str, float]:
-    """Return how good predicted R is, and how consistent."""
+    """Compute the quality and the consistency of the predicted R."""
     aucs, halves, consistency, links = [], [], [], []
     predicted, observed = [], []
     for rows in prompts:

@@ -15,13 +15,13 @@ from lightning_modules.value_method import ValueMethod
 
 
 class DinadoHard(ValueMethod):
-    """log R = log R(c) + sum of log(q / p).
+    """DiNADO-Hard: log R = log R(c) + sum of log(q / p).
 
     Only the root R(c) has a norm head, which reads the base's states of the prompt; a root from the store needs none.
     """
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
-        """Telescope from the root."""
+        """Compute log R by telescoping from the root."""
         if self.norm_head is None:
             log_root_B = torch.log(batch.root_B.float())
         else:

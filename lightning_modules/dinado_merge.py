@@ -11,12 +11,12 @@ from lightning_modules.dinado_soft import DinadoSoft
 
 
 class DinadoMerge(DinadoSoft):
-    """As Soft, with scores from a policy (base + LoRA, or a full copy) and the norm read from the base's states.
+    """DiNADO-Soft with scores from a policy (base + LoRA, or a full copy) and the norm read from the base's states.
 
-    A base without weights to adapt (exact_world) gets a causal network on top as its policy. That base knows the last
-    token only, so there the norm is read from the network's states; as with the base's, no gradient flows into them.
+    A base without weights to adapt (exact_world) gets a causal network on top as its policy. That base depends on the
+    last token only, so its norm is read from the network's states; no gradient flows into them, as with the base's.
     """
 
     def norm_states(self, scored: Scored) -> Sequence[Tensor]:
-        """Detach the states: the norm head does not shape them."""
+        """Return the states detached, so that the norm head does not train them."""
         return [state.detach() for state in super().norm_states(scored)]

@@ -9,14 +9,14 @@ from lightning_modules.value_method import ValueMethod
 
 
 class DinadoSoft(ValueMethod):
-    """R_i(v) = beta_i exp(s_i(v) - norm of s_i); decoding uses the ratios alone."""
+    """DiNADO-Soft: R_i(v) = beta_i exp(s_i(v) - norm of s_i); decoding uses the ratios alone."""
 
     @property
     def needs(self) -> Needs:
-        """The L-infinity norm is a maximum over the vocabulary."""
+        """The base class's needs, and for the L-infinity norm the maximum over the vocabulary."""
         norm = self.config.objective.norm
         return super().needs._replace(maximum=norm.kind == "linf", support=norm.support)
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
-        """Take beta from the norm head and the ratios from the scores."""
+        """Compute log R from the norm head's beta and the ratios of the scores."""
         return soft_values(scored.statistics, self.norm(scored, batch), self.config.objective.norm.kind)

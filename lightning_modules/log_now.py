@@ -1,4 +1,4 @@
-"""Log numbers at once, outside Lightning's own schedule."""
+"""Immediate logging, outside Lightning's own schedule."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from lightning.pytorch.loggers import Logger
 
 
 def log_now(loggers: Sequence[Logger], numbers: Mapping[str, Any], step: int) -> None:
-    """Give numbers to all loggers, on disk before the checkpoint that counts their step."""
+    """Log metrics to all loggers and save them, so that they are on disk before the checkpoint of their step."""
     for logger in loggers:
         logger.log_metrics(dict(numbers), step=step)
         logger.save()

@@ -9,10 +9,10 @@ from lightning_modules.value_method import ValueMethod
 
 
 class Nado(ValueMethod):
-    """Every next token has its own value; the scale of R and the ratios that decode share one head."""
+    """NADO: every next token has its own value; the scale of R and the ratios used in decoding share one head."""
 
     link = "logsigmoid"
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
-        """Take the score itself as log R."""
+        """Return the scores themselves as log R."""
         return nado_values(scored.statistics)

@@ -1,4 +1,4 @@
-"""Optimisers and learning-rate schedules, in steps counted by us.
+"""Optimisers and learning-rate schedules, with the number of steps from the settings.
 
 Lightning's own step estimate would rebuild the training loader before its position has been restored.
 """
@@ -15,15 +15,15 @@ from torch.optim.lr_scheduler import LambdaLR
 
 from dinado.imports import imported
 from dinado.parameters.parameterisation import MatrixPair, Parameterisation
-from workbench.settings.optimisers import OPTIMISERS
+from workbench.settings.optimiser_table import OPTIMISERS
 from workbench.settings.run_settings import OptimConfig
 
 
 class Trained(NamedTuple):
-    """Weights with a learning rate of their own.
+    """Trained weights that share a learning rate.
 
     Attributes:
-        parameters: in the order in which gradients are clipped.
+        parameters: the weights, in the order in which gradients are clipped.
         lr: peak learning rate.
         pairs: low-rank pairs among them, for optimisers that treat the two matrices together.
     """
@@ -37,7 +37,7 @@ Build = Callable[[list[Trained], OptimConfig], Optimizer]
 
 
 def configure(settings: OptimConfig, scores: Parameterisation, norm_head: nn.Module | None) -> dict[str, Any]:
-    """Build optimiser and schedule in Lightning's format; the norm head may have a learning rate of its own."""
+    """Build optimiser and scheduler in Lightning's format; the norm head may have its own learning rate."""
     trained = [Trained(group, settings.lr, scores.pairs()) for group in scores.groups()]
     if norm_head is not None:
         trained.append(Trained(list(norm_head.parameters()), settings.norm_lr or settings.lr, []))
@@ -48,7 +48,7 @@ def configure(settings: OptimConfig, scores: Parameterisation, norm_head: nn.Mod
 
 
 def adamw(trained: list[Trained], settings: OptimConfig) -> AdamW:
-    """Build AdamW, which decays matrices only."""
+    """Build AdamW with weight decay on matrices only."""
     groups = []
     for parameters, lr, _ in trained:
         matrices, vectors = [p for p in parameters if p.ndim > 1], [p for p in parameters if p.ndim <= 1]
@@ -61,7 +61,7 @@ def adamw(trained: list[Trained], settings: OptimConfig) -> AdamW:
 
 
 def rate(step: int, settings: OptimConfig) -> float:
-    """Return the share of the peak learning rate at a step: linear warm-up, then the schedule down to 0."""
+    """Return the learning rate at a step as a share of its peak: linear warm-up, then constant or decaying to 0."""
     warmup = max(1, round(settings.warmup * settings.steps))
     if step < warmup:
         return (step + 1) / warmup

@@ -1,6 +1,6 @@
-"""What every method shares: models, the training step, logged numbers, and checkpoints of trained weights only.
+"""The base class of all methods: models, training step, logged metrics, and checkpoints of trained weights only.
 
-A method says what it makes of a batch (:meth:`RolloutMethod.terms`); the rest is here. Axes: B rollouts, T tokens.
+A method implements :meth:`RolloutMethod.terms`; the rest is here. Axes: B rollouts, T tokens.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ from workbench.settings.config import Config
 
 
 class Terms(NamedTuple):
-    """What a method makes of a batch.
+    """The result of a method on a batch.
 
     Attributes:
         loss_B: loss of each rollout, in nats.
-        held_out: what the diagnostics of held-out rollouts read.
+        held_out: input of the diagnostics of held-out rollouts.
         log_r_BT: log R after each token; None for a method that predicts none.
-        details: whatever the method's own :meth:`RolloutMethod.measure` reads.
+        details: input of the method's own :meth:`RolloutMethod.measure`.
     """
 
     loss_B: Tensor
@@ -54,7 +54,7 @@ class RolloutMethod(L.LightningModule):
         base: the frozen base; adapters, if any, are injected into it here.
 
     Attributes:
-        scores: what is trained.
+        scores: the parameterisation, which holds the trained weights and gives scores.
         norm_head: predicts the norm of R; None for a method without one.
     """
 
@@ -79,20 +79,20 @@ class RolloutMethod(L.LightningModule):
         return self.scores.base
 
     def controlled(self, alpha: float | None = None) -> ControlledLM:
-        """Return the model that decodes what has been trained so far."""
+        """Return the model that decodes with the weights trained so far."""
         return ControlledLM(self.scores, self.config.alpha if alpha is None else alpha)
 
     def terms(self, batch: RolloutBatch) -> Terms:
-        """Compute the loss of each rollout, and what is known about the model on the way."""
+        """Compute the loss of each rollout, and the inputs of diagnostics and metrics."""
         raise NotImplementedError
 
     def training_step(self, batch: RolloutBatch, batch_idx: int) -> Tensor:
-        """Return the weighted sum over the rollouts of this process, normalised by the whole optimiser step.
+        """Compute the weighted sum of losses of this process's rollouts, normalised by the whole optimiser step.
 
         DDP averages over processes and Lightning over accumulated micro-batches; multiplying by both undoes that, so
         that 1 x 8, 2 x 4 and 8 x 1 give the same update.
         """
-        # Dropout draws from the global stream. Named by step and process, that is the same after resuming.
+        # Dropout draws from the global stream; a seed per step and process makes it the same after resuming.
         torch.manual_seed(derive_seed(self.config.seed, "dropout", self.global_step, batch_idx, self.global_rank))
         terms = self.terms(batch)
         total = batch.weight_total or float(batch.weight_B.sum())
@@ -107,7 +107,7 @@ class RolloutMethod(L.LightningModule):
 
     @torch.no_grad()
     def measure(self, terms: Terms, batch: RolloutBatch, numbers: StepNumbers) -> None:
-        """Add what a micro-batch says about the step; a method with more to say extends it."""
+        """Add the metrics of a micro-batch to those of the step; methods with more metrics extend it."""
         numbers.mean("train/loss", terms.loss_B, batch.weight_B)
         numbers.mean("train/positives_share", batch.score_B, batch.weight_B)
         if terms.held_out.log_p_BT is not None:
@@ -117,14 +117,14 @@ class RolloutMethod(L.LightningModule):
             numbers.mean("norm/log_ratio_l2", log_ratio.double().square())
 
     def summarise(self, numbers: Mapping[str, float]) -> dict[str, float]:
-        """Turn the means of a step into the numbers that are logged."""
+        """Turn the means of a step into the metrics that are logged."""
         found = dict(numbers)
         if "norm/log_ratio_l2" in found:
             found["norm/log_ratio_l2"] **= 0.5
         return found
 
     def _log_step(self, terms: Terms, batch: RolloutBatch) -> None:
-        """Collect the numbers of a micro-batch; after the last one, log those of the step.
+        """Collect the metrics of a micro-batch; after the last one, log those of the step.
 
         They are written before the checkpoint that counts the step: Lightning would write them after it.
         """
@@ -146,11 +146,11 @@ class RolloutMethod(L.LightningModule):
         self._validating.enter_context(self.base.in_step())
 
     def validation_step(self, batch: RolloutBatch, batch_idx: int) -> None:
-        """Collect what held-out base rollouts tell about q and R."""
+        """Add held-out rollouts of the base to the diagnostics of q and R."""
         self.diagnostics.update(batch, self.terms(batch).held_out)
 
     def on_validation_epoch_end(self) -> None:
-        """Log the held-out numbers."""
+        """Log the held-out metrics."""
         self._validating.close()
         self.log_dict({f"val/{k}": v for k, v in self.diagnostics.compute().items()}, rank_zero_only=True)
         self.diagnostics.reset()
@@ -160,17 +160,17 @@ class RolloutMethod(L.LightningModule):
         return configure(self.config.optim, self.scores, self.norm_head)
 
     def setup(self, stage: str) -> None:
-        """Tell DDP not to broadcast what is frozen: it is the same on every process."""
+        """Exclude frozen weights and buffers from DDP's broadcast: they are the same on every process."""
         frozen = [name for name, p in self.named_parameters() if not p.requires_grad]
         self._ddp_params_and_buffers_to_ignore = [*frozen, *(name for name, _ in self.named_buffers())]
 
     def on_train_start(self) -> None:
-        """Put what is trained into train mode; the base stays in eval mode."""
+        """Put the trained modules into train mode; the base stays in eval mode."""
         self.train()
         self._clock = time.perf_counter()
 
     def state_dict(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """Return trained parameters only; the frozen base is never saved."""
+        """Return the trained parameters only; the frozen base is never saved."""
         trained = {name for name, p in self.named_parameters() if p.requires_grad}
         return {name: value for name, value in super().state_dict(*args, **kwargs).items() if name in trained}
 
@@ -179,7 +179,7 @@ class RolloutMethod(L.LightningModule):
         checkpoint["base_fingerprint"] = self.base.fingerprint
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Refuse weights of another base or another shape."""
+        """Raise :class:`CheckpointError` for weights of another base or another shape."""
         check_checkpoint(self, checkpoint)
 
 

@@ -1,4 +1,4 @@
-"""Supervised fine-tuning on references, or on the rollouts that the oracle accepted: the plain alternative."""
+"""Supervised fine-tuning on references, or on the rollouts that the oracle accepted, as the baseline."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from lightning_modules.rollout_method import RolloutMethod, Terms
 
 
 class Sft(RolloutMethod):
-    """Maximum likelihood; it predicts no R."""
+    """Maximum-likelihood training, which predicts no R."""
 
     def terms(self, batch: RolloutBatch) -> Terms:
-        """Compute the negative log-likelihood of each response, in nats a sequence."""
+        """Compute the negative log-likelihood of each response, in nats per sequence."""
         log_q_BT = self.scores.log_q(batch)
         return Terms(-(log_q_BT * batch.response_mask_BT).sum(1), HeldOut(batch.log_p_BT, log_q_BT))

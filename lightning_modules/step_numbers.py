@@ -1,6 +1,6 @@
-"""Numbers of a whole optimiser step: every micro-batch of every rank counts, by its weight.
+"""Metrics of a whole optimiser step, over the micro-batches of all ranks, each by its weight.
 
-Axes: N values of one number.
+Axes: N values of one metric.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class StepNumbers:
-    """Collects weighted means and maxima over micro-batches; ranks are reduced when the step is complete."""
+    """An accumulator of weighted means and maxima over micro-batches; ranks are reduced when the step is complete."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Tensor] = {}
@@ -32,7 +32,7 @@ class StepNumbers:
         self._largest[name] = torch.maximum(self._largest[name], value) if name in self._largest else value
 
     def reduce(self) -> Mapping[str, float]:
-        """Return every number over all micro-batches and ranks, and forget them.
+        """Return every metric over all micro-batches and ranks, and reset the accumulator.
 
         Every rank has to call it in the same step, with the same names.
         """

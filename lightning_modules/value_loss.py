@@ -1,4 +1,4 @@
-"""The loss of a method that predicts R: the terms of dinado/objectives, weighted as the settings say.
+"""The loss of a method that predicts R: the terms of dinado/objectives with the weights of the settings.
 
 Axes: B rollouts, T response tokens.
 """
@@ -20,9 +20,9 @@ class ValueLoss:
     """Terms of the loss of each rollout, ``[B]`` in nats, before weighting over rollouts.
 
     Attributes:
-        total_B: what is minimised.
-        consistency_B: the published f_KL, whatever divergence is trained with.
-        num_links_B: pairs of neighbouring values behind it.
+        total_B: the sum that is minimised.
+        consistency_B: the published f_KL, whichever divergence is trained.
+        num_links_B: number of pairs of neighbouring values in it.
     """
 
     total_B: Tensor
@@ -50,9 +50,9 @@ def value_loss(
         score_B: oracle scores C.
         mask_BT: 1 where a response token is real, the end-of-sequence token included.
         finished_B: whether the last real token is the end of sequence; needed by the official masks only.
-        log_root_B: log R(c) where it is known; the path starts from the first V otherwise.
-        telescopes: whether the values are telescoped ones already (Hard), which are not bounded by 1.
-        lookahead_B: the lookahead term, which needs more than values; None where nothing is trained.
+        log_root_B: log R(c) where it is known; otherwise the path starts from the first V.
+        telescopes: whether the values are telescoped already (Hard), and so not bounded by 1.
+        lookahead_B: the lookahead term, which needs more than values; None where it is not trained.
     """
     oracle, consistency, path, lookahead = (
         objective.oracle,

@@ -26,7 +26,7 @@ from workbench.settings.derived import has_norm_head, method_of, norm_reads_base
 
 
 class Details(NamedTuple):
-    """A batch after model and objective, for the numbers that are logged."""
+    """The outputs of model and objective on a batch, from which metrics are logged."""
 
     scored: Scored
     values: TokenValues
@@ -34,7 +34,7 @@ class Details(NamedTuple):
 
 
 class ValueMethod(RolloutMethod):
-    """Base class of NADO, DiNADO-Soft, -Merge and -Hard: each says how scores become log R (:meth:`values`)."""
+    """Base class of NADO, DiNADO-Soft, -Merge and -Hard, each of which defines log R in :meth:`values`."""
 
     def __init__(self, config: Config, base: BaseLM) -> None:
         super().__init__(config, base)
@@ -48,13 +48,13 @@ class ValueMethod(RolloutMethod):
 
     @property
     def needs(self) -> Needs:
-        """What the models must compute; with a policy, each of these costs a pass of the base."""
+        """The quantities that the models must compute; with a policy, each of them costs a pass of the base."""
         norm = self.config.objective.norm
         taps = tuple(norm.taps) if self.reads_base else ()
         return Needs(taps=taps, of_policy=norm.input == "policy" and self.scores.is_policy)
 
     def values(self, scored: Scored, batch: RolloutBatch) -> TokenValues:
-        """Turn statistics into log R."""
+        """Compute log R from the vocabulary statistics."""
         raise NotImplementedError
 
     def norm(self, scored: Scored, batch: RolloutBatch) -> Tensor:
@@ -62,13 +62,13 @@ class ValueMethod(RolloutMethod):
         return self.log_norm(self.norm_states(scored), batch)
 
     def log_norm(self, states: Sequence[Tensor], batch: RolloutBatch) -> Tensor:
-        """Predict it from the states that the head reads, each ``[B, T, D]``."""
+        """Predict the log of the norm, ``[B, T]``, from the states that the head reads, each ``[B, T, D]``."""
         if self.norm_head is None:
             raise ValueError("this method has no norm head")
         return log_beta(self.norm_head(states), batch.root_B if self.config.targets.root == "store" else None)
 
     def norm_states(self, scored: Scored) -> Sequence[Tensor]:
-        """Return what the norm head reads, each ``[B, T, D]``."""
+        """Return the states that the norm head reads, each ``[B, T, D]``."""
         return scored.taps if self.reads_base else (scored.own_state_BTE,)
 
     def terms(self, batch: RolloutBatch) -> Terms:
@@ -91,7 +91,7 @@ class ValueMethod(RolloutMethod):
 
     @torch.no_grad()
     def measure(self, terms: Terms, batch: RolloutBatch, numbers: StepNumbers) -> None:
-        """Add the terms of the loss, the norm and the ratios."""
+        """Add the metrics of the loss terms, the norm and the ratios."""
         super().measure(terms, batch, numbers)
         scored, values, loss = terms.details
         weight_B, keep = batch.weight_B, batch.response_mask_BT.bool()
@@ -120,13 +120,13 @@ class ValueMethod(RolloutMethod):
 
 
 def finished(batch: RolloutBatch, base: BaseLM) -> Tensor:
-    """Tell which responses end with the end of sequence, ``[B]``."""
+    """Tell which responses end with an end-of-sequence token, ``[B]``."""
     last_B1 = batch.response_BT.gather(1, batch.response_mask_BT.sum(1, keepdim=True) - 1)
     return torch.isin(last_B1[:, 0], torch.tensor(base.eos_ids, device=batch.response_BT.device))
 
 
 def lookahead(scored: Scored, batch: RolloutBatch) -> Tensor | None:
-    """Compute the lookahead divergence ``[B]``; None where the batch has no targets for it, as held-out ones."""
+    """Compute the lookahead divergence ``[B]``; None where the batch has no targets, as in validation."""
     log_q_BTK, log_target_BTL = scored.statistics.candidate_log_q, batch.candidate_log_target_BTL
     if log_q_BTK is None or log_target_BTL is None or batch.value_BT is None:
         return None

@@ -7,7 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.run_stores import stores_of_run
+from datamodules.run_stores import RunStores
 from datamodules.tasks import Task
 from dinado.bases.causal import BaseLM
 from dinado.bases.markov import build_markov
@@ -15,6 +15,7 @@ from dinado.batch import RolloutBatch
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
+from workbench.settings import schema
 from workbench.settings.config import Config
 
 TEXTS = ["1", "2 3", "4", "3 3 1", "2"]
@@ -50,8 +51,7 @@ def make_config(cache: Path, **settings: object) -> Config:
     config.eval.rollouts_per_prompt = 6
     config.optim.batch_size, config.optim.rows_per_prompt, config.optim.steps = 16, 4, 9
     for name, value in settings.items():
-        section, _, leaf = name.rpartition("__")
-        setattr(getattr(config, section) if section else config, leaf, value)
+        schema.put(config, name.replace("__", "."), value)
     return config
 
 
@@ -59,7 +59,7 @@ def make_data(
     cache: Path, base: BaseLM, task: Task, rank: int = 0, world: int = 1, **settings: object
 ) -> RolloutDataModule:
     config = make_config(cache, **settings)
-    for store in stores_of_run(config, base, task):
+    for store in RunStores(config, base, task).needed():
         if not store.is_complete():
             collect(base, task.oracle, store)
     data = RolloutDataModule(config, base, task)
@@ -78,7 +78,7 @@ def rows_of(batch: RolloutBatch) -> list[tuple]:
             (
                 tuple(batch.prompt_ids_PS[prompt][real_S].tolist()),
                 tuple(batch.response_BT[row][real_T].tolist()),
-                tuple(batch.log_p_BT[row][real_T].tolist()),
+                None if batch.log_p_BT is None else tuple(batch.log_p_BT[row][real_T].tolist()),
                 float(batch.score_B[row]),
                 float(batch.weight_B[row]),
                 float(batch.root_B[row]),
@@ -94,7 +94,14 @@ def expected_rows(data: RolloutDataModule, split: str = "train") -> list[tuple]:
         tokens, log_p = rows.response(row)
         text = prompts(split)[rows.prompt_index_N[row]].text
         numbers = (float(rows.score_N[row]), float(rows.weight_N[row]), float(rows.root_N[row]))
-        found.append((tuple(map(int, text.split())), tuple(tokens.tolist()), tuple(log_p.tolist()), *numbers))
+        found.append(
+            (
+                tuple(map(int, text.split())),
+                tuple(tokens.tolist()),
+                None if log_p is None else tuple(log_p.tolist()),
+                *numbers,
+            )
+        )
     return found
 
 

@@ -5,13 +5,12 @@ Axes: B responses, P prompts, S prompt tokens, T response tokens, V vocabulary.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from dinado.parameters.scores import NetworkScores, PolicyScores
-from dinado.parameters.trainable import build_lora, build_network
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
@@ -20,10 +19,13 @@ from dinado.bases.markov import build_markov, build_word_tokenizer
 from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.batch import RolloutBatch
 from dinado.control.oracle_network import OracleNetwork
+from dinado.parameters.lora import Lora
+from dinado.parameters.network import Network
 from dinado.prompt import Prompt
 from engine.checkpoints import read_checkpoint
-from workbench.settings import loader
+from workbench.settings import loader, schema
 from workbench.settings.config import Config
+from workbench.settings.objective import ObjectiveSettings
 
 BASES = ("llama", "gpt2", "markov")
 PROMPTS = (Prompt("a", ""), Prompt("b", "3 1 2 5"), Prompt("c", "4 2"))
@@ -121,7 +123,7 @@ def plain_log_probs(
     return (logits.float() / temperature).log_softmax(1)
 
 
-def random_network(base: BaseLM, link: str = "logsigmoid", **settings: object) -> NetworkScores:
+def random_network(base: BaseLM, link: str = "logsigmoid", **settings: object) -> Network:
     """An oracle network whose zero-start weights have been moved off zero."""
     sizes = {
         "layers": 2,
@@ -132,7 +134,7 @@ def random_network(base: BaseLM, link: str = "logsigmoid", **settings: object) -
         "pointer": False,
         "seed": 0,
     } | settings
-    scores = build_network(base, link, **sizes)  # type: ignore[arg-type]
+    scores = Network.inject(base, link=link, **sizes)  # type: ignore[arg-type]
     network: OracleNetwork = scores.network
     stream = torch.Generator().manual_seed(1)
     with torch.no_grad():
@@ -141,10 +143,10 @@ def random_network(base: BaseLM, link: str = "logsigmoid", **settings: object) -
     return scores.eval()
 
 
-def random_lora(base: BaseLM, size: float = 0.3, **settings: object) -> PolicyScores:
+def random_lora(base: BaseLM, size: float = 0.3, **settings: object) -> Lora:
     """Adapters in the base that have been moved off zero."""
     sizes = {"r": 4, "alpha": 8.0, "dropout": 0.0, "targets": "all-linear", "seed": 0} | settings
-    scores = build_lora(base, **sizes)  # type: ignore[arg-type]
+    scores = Lora.inject(base, link="identity", **sizes)  # type: ignore[arg-type]
     stream = torch.Generator().manual_seed(2)
     with torch.no_grad():
         for name, parameter in base.model.named_parameters():
@@ -185,3 +187,14 @@ def exact_gpt2_words(folder: object, *overrides: str) -> list[str]:
         "trainer.progress=false",
         *overrides,
     ]
+
+
+def objective(start: ObjectiveSettings | None = None, **terms: object) -> ObjectiveSettings:
+    """Objective settings with some of them changed, by the key of each in its block: ``path_loss``, ``token_ce``."""
+    config = Config()
+    if start is not None:
+        config.objective = copy.deepcopy(start)
+    for name, value in terms.items():
+        key = schema.renamed().get(f"objective.{name}", f"objective.{name}")
+        schema.put(config, key, value)
+    return config.objective

@@ -58,7 +58,7 @@ class Sweep:
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         (folder / "trial.py").write_text(TRIAL)
-        run = "from experiments import cli; import sweep; sys.exit(cli.run(sweep.main, '', sweep.OPTIONS))"
+        run = "from workbench import cli; import sweep; sys.exit(cli.run(sweep.main, '', sweep.OPTIONS))"
         trial = f"from workbench.sweeping import driver; driver.TRAIN = {str(folder / 'trial.py')!r}"
         (folder / "sweep.py").write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r}); {trial}; {run}\n")
 

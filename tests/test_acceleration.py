@@ -9,8 +9,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dinado.parameters.scores import NOTHING_MORE, Needs, PolicyScores
-from dinado.parameters.trainable import build_full, build_lora
 from helpers import base_lm, batch_of, tiny_llama
 from test_exact_training import outcome
 from torch import Tensor
@@ -20,16 +18,20 @@ from dinado.bases.causal import BaseLM
 from dinado.bases.markov import build_markov, build_word_tokenizer
 from dinado.errors import UserError
 from dinado.objectives.vocabulary import VocabularyStatistics
+from dinado.parameters.full import Full
+from dinado.parameters.lora import Lora
+from dinado.parameters.parameterisation import NOTHING_MORE, Needs
+from dinado.parameters.policy import Policy
 
 NEEDS = Needs(maximum=True, taps=(0.5,), of_policy=True)
 
 
-def policy(name: str, kind: str) -> PolicyScores:
+def policy(name: str, kind: str) -> Policy:
     base = base_lm(name)
     scores = (
-        build_full(base)
+        Full.inject(base, link="identity", seed=0)
         if kind == "full"
-        else build_lora(base, r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
+        else Lora.inject(base, link="identity", r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
     )
     with torch.no_grad():
         for index, parameter in enumerate(p for p in scores.policy.model.parameters() if p.requires_grad):
@@ -37,7 +39,7 @@ def policy(name: str, kind: str) -> PolicyScores:
     return scores
 
 
-def outcome_of(scores: PolicyScores, needs: Needs = NEEDS) -> tuple[VocabularyStatistics, list[Tensor]]:
+def outcome_of(scores: Policy, needs: Needs = NEEDS) -> tuple[VocabularyStatistics, list[Tensor]]:
     """Statistics and gradients; prompts are of different lengths and shared by rollouts."""
     found = scores(batch_of(scores.base), needs).statistics
     total = sum((field.square().sum() for field in found if field is not None), torch.zeros(()))
@@ -108,7 +110,7 @@ def test_layers_of_a_kind_share_their_graphs(monkeypatch: pytest.MonkeyPatch) ->
             return graph.forward
 
         base = BaseLM(tiny_llama(8, num_hidden_layers=layers), build_word_tokenizer(8))
-        scores = build_lora(base, r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
+        scores = Lora.inject(base, link="identity", r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
         with monkeypatch.context() as patched:
             patched.setattr(torch, "compile", functools.partial(torch.compile, backend=count))
             compile_layers(scores)

@@ -10,8 +10,6 @@ from pathlib import Path
 
 import pytest
 import torch
-from dinado.parameters.scores import Needs, PolicyScores, adapters
-from dinado.parameters.trainable import build_full, build_lora, merge_adapters
 from helpers import (
     BASES,
     PROMPT_OF,
@@ -32,6 +30,9 @@ from dinado.bases.markov import build_word_tokenizer
 from dinado.bases.shared_prefix import align, similar_lengths
 from dinado.errors import DataError, UserError
 from dinado.objectives.vocabulary import token_log_probs
+from dinado.parameters.full import Full
+from dinado.parameters.lora import Lora
+from dinado.parameters.parameterisation import Needs
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import Decoder
 
@@ -149,14 +150,14 @@ def test_switching_adapters_off_restores_the_base_exactly(name: str) -> None:
     trained = {n: p.requires_grad for n, p in base.model.named_parameters()}
     changed = log_probs(base)
     assert not torch.allclose(before, changed, atol=1e-2)
-    with adapters(base, on=False):
+    with base.adapters(on=False):
         assert torch.equal(log_probs(base), before)
         assert {n: p.requires_grad for n, p in base.model.named_parameters()} == trained
-        with adapters(base, on=True):
+        with base.adapters(on=True):
             assert torch.equal(log_probs(base), changed)
         assert torch.equal(log_probs(base), before)
     assert torch.equal(log_probs(base), changed)
-    with pytest.raises(RuntimeError), adapters(base, on=False):
+    with pytest.raises(RuntimeError), base.adapters(on=False):
         raise RuntimeError
     assert torch.equal(log_probs(base), changed)
     assert base.fingerprint == fingerprint, "adapters are not part of p"
@@ -173,23 +174,23 @@ def test_fresh_adapters_change_nothing() -> None:
 
 def test_only_the_dropout_of_adapters_follows_the_mode() -> None:
     base = base_lm("llama")
-    random_lora(base, dropout=0.5)
+    scores = random_lora(base, dropout=0.5)
     still, before = base_lm("llama"), log_probs(base)
-    base.train()
+    scores.train()
     assert not torch.equal(log_probs(base), log_probs(base))
-    with adapters(base, on=False):
+    with base.adapters(on=False):
         assert torch.equal(log_probs(base), log_probs(still))
-    base.eval()
+    scores.eval()
     assert torch.equal(log_probs(base), before)
 
 
 @pytest.mark.parametrize("name", ["llama", "gpt2"])
 def test_merged_adapters_are_the_policy(name: str) -> None:
     base = base_lm(name)
-    random_lora(base)
+    scores = random_lora(base)
     adapted, batch = log_probs(base), batch_of(base)
     names = {n for n, _ in base_lm(name).model.named_parameters()}
-    merged = merge_adapters(base)
+    merged = scores.fold()
     assert {n for n, _ in merged.named_parameters()} == names, "a plain model again"
     plain = BaseLM(merged, build_word_tokenizer(8))
     torch.testing.assert_close(plain.log_probs(batch), adapted, rtol=1e-4, atol=1e-4)
@@ -218,15 +219,15 @@ def test_adapters_on_the_output_embedding(name: str) -> None:
 def test_adapters_that_would_reach_the_input_too_or_miss_their_dropout() -> None:
     base = base_lm("llama")
     with pytest.raises(UserError, match="dropout cannot reach"):
-        build_lora(base_lm("llama"), r=2, alpha=2.0, dropout=0.1, targets=["lm_head"], seed=0)
+        Lora.inject(base_lm("llama"), link="identity", r=2, alpha=2.0, dropout=0.1, targets=["lm_head"], seed=0)
     base.model.lm_head.weight = base.model.model.embed_tokens.weight
     with pytest.raises(UserError, match="which this base reads its input with"):
-        build_lora(base, r=2, alpha=2.0, dropout=0.0, targets=["lm_head"], seed=0)
+        Lora.inject(base, link="identity", r=2, alpha=2.0, dropout=0.0, targets=["lm_head"], seed=0)
 
 
 def test_a_full_policy_starts_at_the_base_and_leaves_it_alone() -> None:
     base = base_lm("gpt2")
-    scores: PolicyScores = build_full(base)
+    scores = Full.inject(base, link="identity", seed=0)
     assert torch.equal(log_probs(scores.policy), log_probs(base))
     assert all(p.requires_grad for p in scores.policy.model.parameters())
     assert not any(p.requires_grad for p in base.model.parameters())
@@ -363,7 +364,7 @@ def test_a_norm_head_may_read_the_base_or_the_policy(of_policy: bool) -> None:
     scores = random_lora(base)
     batch = batch_of(base)
     scored = scores(batch, Needs(taps=(0.5, 1.0), of_policy=of_policy))
-    with adapters(base, on=of_policy):
+    with base.adapters(on=of_policy):
         states = base.states(batch, [0.5, 1.0])
     for tap, at_prompt, at_response in zip(scored.taps, states.prompt_taps, states.response_taps, strict=True):
         assert not tap.requires_grad

@@ -14,11 +14,13 @@ from torch import Tensor
 
 from dinado.errors import CheckpointError
 from engine import session
+from engine.evaluate_alone import evaluate_run
 from engine.evaluation import evaluate_method
 from engine.restoring import base_of_run, build_base, check_and_load, restore_method
 from lightning_modules.build_method import build_method
 from lightning_modules.callbacks.graceful_stop import GracefulStop
-from workbench.run_folder import RunFolder, status
+from workbench.run_folder import RunFolder
+from workbench.run_status import status
 from workbench.settings import loader
 from workbench.settings.config import Config
 
@@ -96,7 +98,7 @@ def test_a_restored_method_is_the_trained_one(finished: tuple) -> None:
         assert torch.equal(method.controlled()(ids).logits, other.controlled()(ids).logits)
         untrained = build_method(config_of(run), build_base(config_of(run))).eval().controlled()(ids).logits
         assert not torch.allclose(method.controlled()(ids).logits.log_softmax(-1), untrained.log_softmax(-1), atol=1e-4)
-    again = session.evaluate_run(config_of(run), run, quiet=True)
+    again = evaluate_run(config_of(run), run, quiet=True)
     for key in ("val/kl_to_optimum", "val/success", "val/kl_from_base", "val/r_calibration_error"):
         assert again[key] == pytest.approx(metrics[key], abs=1e-6), key
 

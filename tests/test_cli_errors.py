@@ -143,7 +143,7 @@ def test_exit_codes(capsys):
 
 def test_a_reader_that_leaves_early_is_no_error():
     code = (
-        "import sys; from experiments import cli\n"
+        "import sys; from workbench import cli\n"
         "def main(arguments):\n    for _ in range(100000): print('line')\n"
         "sys.exit(cli.run(main, 'usage', argv=[]))"
     )

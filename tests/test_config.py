@@ -97,7 +97,7 @@ def test_a_bare_name_is_a_shipped_experiment_even_if_a_file_here_has_it(write, m
         ("seed: !!python/object/apply:os.getcwd []", "could not determine a constructor"),
         ("? [1]\n: 2", "mine.yaml: line 1: a key must be a word"),
         ("extends: {a: 1}", "mine.yaml: extends takes a name or a list of names"),
-        ("optim: 3", "mine.yaml: optim=3: optim is a section; set its keys, such as optim.lr"),
+        ("optim: 3", "mine.yaml: optim=3: optim is a section; set its keys, such as optim.name"),
         ("optim: []", "mine.yaml: optim=[]: optim is a section"),
         ("optimizer:\n  lr: 1", "mine.yaml: optimizer.lr=1: no such key; did you mean optim.lr?"),
         ("optim: {lr: {a: 1}}", "mine.yaml: optim.lr={'a': '1'}: expected float"),
@@ -251,7 +251,7 @@ def test_later_override_wins_and_wandb_key_is_ignored():
         ("trainer.progress=maybe", "expected bool"),
         (
             "method=dinado-sft",
-            "expected nado | dinado_hard | dinado_soft | dinado_merge | sft; did you mean dinado_soft?",
+            "expected nado | dinado_soft | dinado_merge | dinado_hard | sft; did you mean dinado_soft?",
         ),
         ("optim={lr: 1}", "optim is a section"),
     ],

@@ -13,7 +13,6 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from dinado.parameters.scores import NetworkScores, adapters
 from helpers import (
     PROMPT_OF,
     PROMPTS,
@@ -34,10 +33,12 @@ from transformers import DynamicCache
 
 from dinado.bases.causal import BaseLM
 from dinado.control.controlled_lm import ControlledLM
+from dinado.parameters.network import Network
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import Decoder, sample, uniforms
 from engine.restoring import build_base
-from lightning_modules.build_method import METHODS, build_method
+from lightning_modules.build_method import build_method
+from workbench.settings.methods import METHODS
 
 IDS = [3, 1, 2, 5, 5, 4]
 
@@ -52,7 +53,7 @@ def plain(scores: object, ids: Sequence[int], alpha: float) -> Tensor:
         logits = model(row, attention_mask=torch.ones_like(row), use_cache=False).logits[0]
         return (logits / base.temperature).log_softmax(1)
 
-    if isinstance(scores, NetworkScores):
+    if isinstance(scores, Network):
         log_p = log_probs(base.model)
         out = base.model.base_model(row, output_hidden_states=True, use_cache=False)
         depths = [round(tap * base.num_layers) for tap in scores.taps]
@@ -73,7 +74,7 @@ def plain(scores: object, ids: Sequence[int], alpha: float) -> Tensor:
                     u[i] += coefficient * weight_VD @ target_LD[j]
         score = logsigmoid(u) if scores.link == "logsigmoid" else u
     else:
-        with adapters(base, on=False):
+        with base.adapters(on=False):
             log_p = log_probs(base.model)
         score = log_probs(scores.policy.model) - log_p  # type: ignore[attr-defined]
     return (log_p + alpha * score).log_softmax(1)
@@ -144,7 +145,7 @@ def test_control_changes_the_distribution() -> None:
 def test_no_control_is_the_base(name: str) -> None:
     for kind in KINDS:
         model = controlled(name, kind, alpha=0.0)
-        with adapters(model.base, on=False):
+        with model.base.adapters(on=False):
             expected = plain_log_probs(model.base.model, IDS[:1], [*IDS[1:], 0])
         torch.testing.assert_close(model(torch.tensor([IDS])).logits[0].log_softmax(1), expected, rtol=1e-4, atol=1e-4)
 
@@ -289,7 +290,7 @@ def test_sampling_frequencies_are_q(small: tuple[ControlledLM, dict]) -> None:
     rare = expected < 5
     observed, expected = (np.append(x[~rare], x[rare].sum()) for x in (observed, expected))
     assert stats.chisquare(observed, expected).pvalue > 1e-3
-    with adapters(model.base, on=False):
+    with model.base.adapters(on=False):
         base = {y: plain_log_probs(model.base.model, [0], y).gather(1, torch.tensor(y)[:, None]).sum() for y in exact}
     base_expected = np.array([float(base[y].exp()) for y in exact]) * count
     of_base = np.append(base_expected[~rare], base_expected[rare].sum())
@@ -362,17 +363,17 @@ def test_training_statistics_are_of_the_model_that_decodes(name: str, tmp_path: 
                 parameter.add_(0.3 * torch.randn(parameter.shape, generator=stream))
     prompts = [Prompt("a", ""), Prompt("b", "3 1 2 4"), Prompt("c", "4 2")]
     responses = [[min(v, 4) for v in response] for response in RESPONSES]
-    with adapters(method.base, on=False):
+    with method.base.adapters(on=False):
         batch = batch_of(method.base, prompts, responses, PROMPT_OF)
-    statistics = method.run(batch).scored.statistics
+    statistics = method.terms(batch).held_out
     model = method.controlled(alpha=1.0)
     differs = 0.0
     for row, response in enumerate(responses):
         prompt = prompt_tokens(method.base, prompts[PROMPT_OF[row]])
         column = torch.tensor(response)[:, None]
         log_q_T = plain_log_probs(model, prompt, response).gather(1, column)[:, 0]
-        torch.testing.assert_close(statistics.log_q[row, : len(response)], log_q_T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(statistics.log_q_BT[row, : len(response)], log_q_T, rtol=1e-3, atol=1e-4)
         log_p_T = batch.log_p_BT[row, : len(response)]
-        torch.testing.assert_close(statistics.log_p[row, : len(response)], log_p_T, rtol=1e-3, atol=1e-4)
+        torch.testing.assert_close(statistics.log_p_BT[row, : len(response)], log_p_T, rtol=1e-3, atol=1e-4)
         differs = max(differs, float((log_q_T - log_p_T).abs().max()))
     assert differs > 0.05

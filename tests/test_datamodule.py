@@ -21,7 +21,7 @@ from datamodule_case import (
 from datamodules.batch_plan import BatchPlan, Budget, accumulation
 from datamodules.collation import held_out_batches
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.run_stores import stores_of_run
+from datamodules.run_stores import RunStores
 from datamodules.tasks import Task
 from datamodules.training_rows import Rows
 from dinado.bases.causal import BaseLM
@@ -107,7 +107,7 @@ def test_weights_and_roots(shared_cache: Path, base: BaseLM, task: Task) -> None
     data = make_data(
         shared_cache, base, task, targets__weights="importance", targets__clip=0.0, rollouts__temperature=1.3
     )
-    store = stores_of_run(data.config, base, task)[0].read()
+    store = RunStores(data.config, base, task).needed()[0].read()
     for prompt in range(5):
         mine = data.rows.prompt_index_N == prompt
         w = np.exp(store.log_p_N - store.log_s_N)[mine]
@@ -167,7 +167,7 @@ def test_held_out_batches_take_whole_prompts() -> None:
 
 def test_held_out_rollouts_are_draws_from_the_base(shared_cache: Path, base: BaseLM, task: Task) -> None:
     data = make_data(shared_cache, base, task, targets__weights="importance", rollouts__temperature=1.3)
-    val = stores_of_run(data.config, base, task)[1].read()
+    val = RunStores(data.config, base, task).needed()[1].read()
     assert (val.log_p_N == val.log_s_N).all() and (data.val_rows.weight_N == 1).all()
 
 
@@ -233,7 +233,7 @@ def test_a_store_that_is_not_complete_is_refused(cache: Path, base: BaseLM, task
 
 def test_validation_alone_needs_no_training_rollouts(cache: Path, base: BaseLM, task: Task) -> None:
     config = make_config(cache)
-    collect(base, task.oracle, stores_of_run(config, base, task)[1])
+    collect(base, task.oracle, RunStores(config, base, task).needed()[1])
     data = RolloutDataModule(config, base, task)
     data.setup("validate")
     assert sum(batch.num_rows for batch in data.val_dataloader()) == 30

@@ -6,10 +6,11 @@ import pytest
 import torch
 from test_checkpoints import train
 
+from datamodules.fill_stores import StoreFiller
 from dinado.errors import ConfigError
 from engine import session
 from engine.devices import device_of
-from lightning_modules.rollout_method import OracleMethod
+from lightning_modules.rollout_method import RolloutMethod
 from workbench.settings.config import Config
 
 
@@ -24,7 +25,7 @@ def test_each_process_has_its_device(
     config.trainer.accelerator = accelerator  # type: ignore[assignment]
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     monkeypatch.setenv("LOCAL_RANK", rank)
-    assert device_of(config) == torch.device(expected)
+    assert device_of(config.trainer) == torch.device(expected)
 
 
 @pytest.mark.parametrize(("devices", "says"), [(0, "no CUDA device"), (1, "this machine has 1 CUDA devices")])
@@ -34,7 +35,7 @@ def test_a_device_that_is_not_there(devices: int, says: str, monkeypatch: pytest
     monkeypatch.setattr(torch.cuda, "device_count", lambda: devices)
     monkeypatch.setenv("LOCAL_RANK", "1")
     with pytest.raises(ConfigError, match=says):
-        device_of(config)
+        device_of(config.trainer)
 
 
 def test_rollouts_and_evaluation_are_made_on_it(tmp_path: object, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -44,7 +45,7 @@ def test_rollouts_and_evaluation_are_made_on_it(tmp_path: object, monkeypatch: p
 
     def spy(module: torch.nn.Module, *args: object, **kwargs: object) -> torch.nn.Module:
         if args and args[0] == torch.device("cpu"):
-            moved.append("method" if isinstance(module, OracleMethod) else "base")
+            moved.append("method" if isinstance(module, RolloutMethod) else "base")
         return to(module, *args, **kwargs)
 
     def noting(name: str) -> None:
@@ -52,8 +53,9 @@ def test_rollouts_and_evaluation_are_made_on_it(tmp_path: object, monkeypatch: p
         monkeypatch.setattr(session, name, lambda *args, **kwargs: (moved.append(name), original(*args, **kwargs))[1])
 
     monkeypatch.setattr(torch.nn.Module, "to", spy)
-    for name in ("prepare_rollouts", "evaluate_method"):
-        noting(name)
+    noting("evaluate_method")
+    fill = StoreFiller.fill_all
+    monkeypatch.setattr(StoreFiller, "fill_all", lambda *args: (moved.append("fill_all"), fill(*args))[1])
     assert train(tmp_path, "nado", "devices")[0].exit_code == 0  # type: ignore[arg-type]
     order = [event for index, event in enumerate(moved) if index == 0 or moved[index - 1] != event]
-    assert order[:2] == ["base", "prepare_rollouts"] and order[-2:] == ["method", "evaluate_method"]
+    assert order[:2] == ["base", "fill_all"] and order[-2:] == ["method", "evaluate_method"]

@@ -24,7 +24,8 @@ import evaluate
 import generate
 import train
 from engine import generation as writing
-from workbench.run_folder import RunFolder, status
+from workbench.run_folder import RunFolder
+from workbench.run_status import status
 
 # Before any model is loaded
 

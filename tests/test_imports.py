@@ -1,57 +1,48 @@
-"""Imports run one way, and the command line answers without loading torch."""
+"""Imports run one way, by folder; files import each other in no circle; the command line answers without torch."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("dinado", "lightning_modules", "datamodules", "experiments")
+PACKAGES = ("dinado", "lightning_modules", "datamodules", "engine", "workbench")
 LIGHTNING = ("lightning", "pytorch_lightning")
 HEAVY = ("torch", "transformers", "datasets", "peft", *LIGHTNING)
-TORCH_FREE = (
-    *("config", "derived", "schema", "loader", "rules", "origins", "rollout_rules", "help", "cli", "run_folder"),
-    *("place", "processes", "logging_rules", "naming", "report.palette"),
-)
-LEAVES = (
-    "dinado.errors",
-    "dinado.durable",
-    "dinado.prompt",
-    "dinado.seeding",
-    "dinado.batch",
-)  # what every room may use
+# Files at the top of dinado/, which every room may use and which import nothing of ours but each other.
+LEAVES = tuple(f"dinado.{name}" for name in ("errors", "durable", "prompt", "seeding", "batch", "ranks", "imports"))
+TORCH_FREE_LEAVES = tuple(f"dinado.{name}" for name in ("errors", "durable", "prompt", "ranks", "imports"))
+MODELS = ("dinado.objectives", "dinado.oracles", "dinado.bases", "dinado.control", "dinado.parameters")
 
-# Where a whole run is put together; the methods and callbacks beside them know nothing about where data comes from.
-WIRING = ("session", "evaluation", "rounds")
-
-# The most specific entry decides: what a module may import of this project.
+# What a folder may import of this project; the most specific entry decides.
 MAY_IMPORT = {
-    "dinado.errors": (),
-    "dinado.durable": ("dinado.errors",),
-    "dinado.prompt": (),
-    "dinado.seeding": (),
-    "dinado.batch": LEAVES,
+    **dict.fromkeys(LEAVES, LEAVES),
+    "dinado": ("dinado",),
     "dinado.objectives": ("dinado.objectives",),
     "dinado.oracles": (*LEAVES, "dinado.oracles"),
     "dinado.bases": (*LEAVES, "dinado.objectives", "dinado.oracles", "dinado.bases"),
-    "dinado.rollouts": (*LEAVES, "dinado.objectives", "dinado.oracles", "dinado.bases", "dinado.rollouts"),
-    "dinado": ("dinado",),
-    "lightning_modules": ("dinado", "lightning_modules", *(f"experiments.{name}" for name in TORCH_FREE)),
-    **{f"lightning_modules.{name}": PACKAGES for name in WIRING},
-    "datamodules": ("dinado", "datamodules", *(f"experiments.{name}" for name in TORCH_FREE)),
-    "experiments": PACKAGES,
-    **{f"experiments.{name}": ("dinado.errors", "experiments") for name in TORCH_FREE},
+    "dinado.control": (*LEAVES, *MODELS),
+    "dinado.parameters": (*LEAVES, *MODELS),
+    "dinado.rollouts": (*LEAVES, *MODELS, "dinado.rollouts"),
+    "datamodules": ("dinado", "datamodules", "workbench.settings"),
+    "lightning_modules": ("dinado", "lightning_modules", "workbench.settings"),
+    "engine": ("dinado", "datamodules", "lightning_modules", "engine", "workbench"),
+    "workbench.settings": ("dinado.errors", "workbench.settings"),
+    "workbench": (*TORCH_FREE_LEAVES, "dinado.metrics.intervals", "dinado.evaluation.measures", "workbench"),
 }
-# What a module may not import from elsewhere.
+# What a folder may not import from elsewhere.
 FORBIDDEN = {
     "dinado": LIGHTNING,
     "dinado.oracles": ("transformers", *LIGHTNING),
-    **{f"experiments.{name}": HEAVY for name in TORCH_FREE},
+    "workbench": HEAVY,
 }
+LONGEST = 300
 
 
 def within(module: str, packages: tuple[str, ...]) -> bool:
@@ -64,7 +55,7 @@ def module_name(path: Path, root: Path) -> str:
 
 
 def imports(path: Path, root: Path) -> set[str]:
-    """Modules that a file imports anywhere in it, relative imports resolved."""
+    """Modules that a file imports anywhere in it, for types alone included, relative imports resolved."""
     package = module_name(path, root).split(".")
     package = package if path.name == "__init__.py" else package[:-1]
     found = set()
@@ -74,9 +65,11 @@ def imports(path: Path, root: Path) -> set[str]:
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
-            # `from dinado import models` imports dinado.bases, `from dinado.errors import X` the module alone
-            of_package = (root / module.replace(".", "/")).is_dir()
-            found |= {f"{module}.{alias.name}" for alias in node.names} if of_package else {module}
+            # `from dinado import bases` imports dinado.bases, `from dinado.errors import X` the module alone
+            folder = root / module.replace(".", "/")
+            names = {alias.name for alias in node.names}
+            inside = {name for name in names if (folder / f"{name}.py").is_file() or (folder / name).is_dir()}
+            found |= {f"{module}.{name}" for name in inside} | ({module} if names - inside else set())
     return found
 
 
@@ -101,27 +94,57 @@ def sources() -> list[Path]:
     return [path for package in PACKAGES for path in sorted((ROOT / package).rglob("*.py"))]
 
 
+def circles(arrows: dict[str, set[str]]) -> Iterator[list[str]]:
+    """Every module that reaches itself, with the way."""
+    for start in arrows:
+        ways: list[list[str]] = [[start]]
+        seen: set[str] = set()
+        while ways:
+            way = ways.pop()
+            for target in arrows.get(way[-1], ()):
+                if target == start:
+                    yield [*way, start]
+                    ways = []
+                    break
+                if target not in seen:
+                    seen.add(target)
+                    ways.append([*way, target])
+
+
 def test_arrows():
     assert [line for path in sources() for line in violations(path, ROOT)] == []
+
+
+def test_no_circle_between_files():
+    modules = {module_name(path, ROOT): path for path in sources()}
+    arrows = {name: {target for target in imports(path, ROOT) if target in modules} for name, path in modules.items()}
+    assert [" -> ".join(way) for way in circles(arrows)] == []
+    assert list(circles({"a": {"b"}, "b": {"c"}, "c": {"a"}})) != []
+    assert list(circles({"a": {"b", "c"}, "b": {"c"}, "c": set()})) == []
+
+
+def test_names_and_lengths_of_files():
+    names = Counter(path.stem for path in sources() if path.stem != "__init__")
+    assert [name for name, count in names.items() if count > 1] == [], "one name means two things"
+    long = [path for path in sources() if len(path.read_text(encoding="utf-8").splitlines()) > LONGEST]
+    assert long == []
+
+
+def test_experiments_hold_settings_alone():
+    kinds = {path.suffix for path in (ROOT / "experiments").rglob("*") if path.is_file()}
+    assert kinds == {".yaml", ".sbatch", ".sh"}
 
 
 @pytest.mark.parametrize(
     ("file", "source", "wrong"),
     [
-        ("dinado/models/a.py", "from lightning import Trainer", ["dinado.bases.a imports lightning"]),
-        (
-            "dinado/models/a.py",
-            "from ..rollouts import store",
-            ["dinado.bases.a imports dinado.rollouts.rollout_store"],
-        ),
-        ("dinado/models/a.py", "from dinado import metrics", ["dinado.bases.a imports dinado.metrics"]),
-        ("dinado/rollouts/a.py", "from dinado.bases import base_lm\nfrom dinado.errors import StoreError", []),
-        ("dinado/metrics/a.py", "import dinado.rollouts.rollout_store", []),
-        (
-            "dinado/metrics/a.py",
-            "import workbench.settings.config",
-            ["dinado.metrics.a imports workbench.settings.config"],
-        ),
+        ("dinado/bases/a.py", "from lightning import Trainer", ["dinado.bases.a imports lightning"]),
+        ("dinado/bases/a.py", "from ..rollouts import store", ["dinado.bases.a imports dinado.rollouts"]),
+        ("dinado/bases/a.py", "from dinado import metrics", ["dinado.bases.a imports dinado.metrics"]),
+        ("dinado/bases/a.py", "from dinado.parameters import x", ["dinado.bases.a imports dinado.parameters"]),
+        ("dinado/rollouts/a.py", "from dinado.bases.causal import BaseLM\nfrom dinado.errors import StoreError", []),
+        ("dinado/metrics/a.py", "import dinado.rollouts.store", []),
+        ("dinado/metrics/a.py", "import workbench.cli", ["dinado.metrics.a imports workbench.cli"]),
         ("dinado/objectives/a.py", "import math, torch\nfrom . import b", []),
         ("dinado/objectives/a.py", "import numpy", ["dinado.objectives.a imports numpy"]),
         (
@@ -132,13 +155,16 @@ def test_arrows():
         ("dinado/oracles/a.py", "import transformers", ["dinado.oracles.a imports transformers"]),
         ("dinado/oracles/a.py", "import lemminflect, torch\nfrom dinado.prompt import Prompt", []),
         ("lightning_modules/a.py", "import datamodules.prompts", ["lightning_modules.a imports datamodules.prompts"]),
+        ("lightning_modules/a.py", "import engine.session", ["lightning_modules.a imports engine.session"]),
         ("datamodules/tasks/a.py", "from workbench.settings.config import Config\nfrom .. import b", []),
+        ("datamodules/tasks/a.py", "import workbench.cli", ["datamodules.tasks.a imports workbench.cli"]),
         ("workbench/cli.py", "def f():\n    import torch", ["workbench.cli imports torch"]),
-        ("workbench/report.py", "import torch\nfrom lightning_modules import base", []),
+        ("workbench/report/a.py", "import engine.session", ["workbench.report.a imports engine.session"]),
+        ("engine/a.py", "import torch\nfrom lightning_modules import base", []),
     ],
 )
 def test_checker_sees_violations(tmp_path, file, source, wrong):
-    for package in ("dinado/models", "dinado/rollouts", "dinado/objectives", "datamodules/tasks"):
+    for package in ("dinado/bases", "dinado/rollouts", "dinado/objectives", "dinado/metrics", "datamodules/tasks"):
         (tmp_path / package).mkdir(parents=True)
     path = tmp_path / file
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -146,9 +172,9 @@ def test_checker_sees_violations(tmp_path, file, source, wrong):
     assert violations(path, tmp_path) == wrong
 
 
-def test_command_line_modules_do_not_load_torch():
+def test_the_workbench_does_not_load_torch():
     """What ``ast`` cannot see: imports of imports."""
-    names = ", ".join(f"experiments.{name}" for name in TORCH_FREE)
+    names = ", ".join(module_name(path, ROOT) for path in sources() if "workbench" in path.parts)
     code = f"import sys, {names}; print([name for name in {HEAVY!r} if name in sys.modules])"
     done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"

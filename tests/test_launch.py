@@ -19,7 +19,8 @@ from conftest import ROOT
 from helpers import exact_gpt2_words, load_checkpoint
 
 import train
-from workbench.run_folder import RunFolder, status
+from workbench.run_folder import RunFolder
+from workbench.run_status import status
 
 pytestmark = pytest.mark.ddp
 

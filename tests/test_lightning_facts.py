@@ -17,9 +17,9 @@ from dinado.rollouts.sampler import uniforms
 from engine.restoring import build_base
 from engine.trainer import build_trainer, ddp
 from lightning_modules.build_method import build_method
-from lightning_modules.rollout_method import OracleMethod
+from lightning_modules.rollout_method import RolloutMethod
 
-PACKAGES = ("dinado", "datamodules", "lightning_modules", "experiments")
+PACKAGES = ("dinado", "datamodules", "lightning_modules", "engine")
 
 
 def test_nothing_is_averaged_over_processes_by_sync_dist() -> None:
@@ -73,11 +73,11 @@ def test_processes_have_random_streams_of_their_own(tmp_path: Path, monkeypatch:
     method = build_method(config, build_base(config))
     seeds: list[int] = []
 
-    def stop(self: OracleMethod, batch: object) -> None:
+    def stop(self: RolloutMethod, batch: object) -> None:
         seeds.append(torch.initial_seed())
         raise StopIteration
 
-    monkeypatch.setattr(OracleMethod, "run", stop)
+    monkeypatch.setattr(type(method), "terms", stop)
     for rank in (0, 1, 0):
         torch.manual_seed(7)
         method.trainer = SimpleNamespace(global_rank=rank, global_step=3)  # type: ignore[assignment]
@@ -106,5 +106,5 @@ def test_lightning_does_not_replace_our_batches(tmp_path: Path, monkeypatch: pyt
     kept: dict[str, object] = {}
     monkeypatch.setattr("engine.trainer.L.Trainer", lambda **words: kept.update(words))
     folder = SimpleNamespace(path=tmp_path, run_id="x")
-    build_trainer(config, folder, 1, [])  # type: ignore[arg-type]
+    build_trainer(config.trainer, config.optim, folder, 1, [], [])  # type: ignore[arg-type]
     assert kept["use_distributed_sampler"] is False and kept["num_sanity_val_steps"] == 0

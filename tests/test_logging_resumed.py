@@ -32,16 +32,16 @@ STRUCK = """
 import os, signal, sys, time
 import train
 from workbench import cli
-from lightning_modules.rollout_method import OracleMethod
+from lightning_modules.rollout_method import RolloutMethod
 from engine.loggers.wandb_page import WRITE_OUT_SECONDS
 step, number = int(sys.argv.pop(1)), int(sys.argv.pop(1))
-say = OracleMethod._log_step
-def struck(method, numbers):
-    say(method, numbers)
+say = RolloutMethod._log_step
+def struck(method, *batch):
+    say(method, *batch)
     if method.global_step == step:
         time.sleep(10 * WRITE_OUT_SECONDS)
         os.kill(os.getpid(), number)
-OracleMethod._log_step = struck
+RolloutMethod._log_step = struck
 sys.exit(cli.run(train.main, "", train.OPTIONS))
 """
 

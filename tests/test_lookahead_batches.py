@@ -25,7 +25,11 @@ def test_targets_where_the_response_ends(
 
     All 5 tokens as candidates leave nothing over; of 2, what is left over is cut off too.
     """
-    settings = {"objective__lookahead": 1.0, "objective__floor": FLOOR, "rollouts__truncated": truncated}
+    settings = {
+        "objective__lookahead__weight": 1.0,
+        "objective__lookahead__floor": FLOOR,
+        "rollouts__truncated": truncated,
+    }
     data = make_data(shared_cache, base, task, **settings, targets__candidates=candidates)
     rows = np.arange(len(data.rows))
     batch = data.train_batch(rows, float(len(rows)))
@@ -67,7 +71,7 @@ def test_targets_where_the_response_ends(
 
 
 def test_held_out_batches_and_other_objectives_have_none(shared_cache: Path, base: BaseLM, task: Task) -> None:
-    with_it = make_data(shared_cache, base, task, objective__lookahead=1.0, targets__candidates=5)
+    with_it = make_data(shared_cache, base, task, objective__lookahead__weight=1.0, objective__lookahead__candidates=5)
     without = make_data(shared_cache, base, task)
     assert next(iter(with_it.val_dataloader())).candidate_BTK is None
     assert next(iter(without.train_dataloader())).candidate_BTK is None

@@ -15,7 +15,7 @@ from commands import process
 from conftest import ROOT
 from helpers import exact_gpt2_words
 
-from workbench.run_folder import status
+from workbench.run_status import status
 
 NORM_FIRST = [
     "method=dinado_merge",

@@ -6,19 +6,19 @@ Axes: B rollouts, T response tokens, V vocabulary, D and E widths.
 from __future__ import annotations
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
+from helpers import objective
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 from vocabulary_case import LINKS, B, Case, T, V
 
-from dinado.objectives.losses import LossWeights, oracle_loss
 from dinado.objectives.values import TokenValues, hard_values, log_beta, nado_values, soft_values
 from dinado.objectives.vocabulary import (
     VocabularyStatistics,
 )
+from lightning_modules.value_loss import value_loss
 
 # Values
 
@@ -115,7 +115,7 @@ def test_hard_telescopes_and_is_consistent_by_construction(full: dict[str, Tenso
         log_r_BV = torch.stack([values(row, token).log_r_BT[:, row] for token in range(V)], 1).double()
         expectation_B = (full["log_p"][:, row] + log_r_BV).logsumexp(1)
         torch.testing.assert_close(expectation_B, before[:, row].double(), rtol=1e-4, atol=1e-4)
-    loss = oracle_loss(found, torch.tensor([1.0, 0.0, 0.5]), torch.ones(B, T), None, LossWeights())
+    loss = value_loss(found, torch.tensor([1.0, 0.0, 0.5]), torch.ones(B, T), None, objective())
     assert loss.consistency_B.tolist() == pytest.approx([0.0] * 3, abs=1e-5)
 
 
@@ -163,8 +163,8 @@ HAND_LINKS = {  # pairs (row whose expectation, row whose value)
 @pytest.mark.parametrize("direction", ["expected_first", "predicted_first"])
 @pytest.mark.parametrize("masks", ["correct", "official"])
 def test_terms_by_hand(masks: str, direction: str) -> None:
-    weights = LossWeights(token_ce=0.7, terminal_ce=0.2, regulariser=0.3, direction=direction, masks=masks)
-    loss = oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights)
+    weights = objective(token_ce=0.7, terminal_ce=0.2, regulariser=0.3, direction=direction, masks=masks)
+    loss = value_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights)
     for b in range(3):
         rows, links = HAND_ROWS[masks][b], HAND_LINKS[masks][b]
         token = sum(ce(R[b][i], SCORES[b]) for i in rows)
@@ -179,11 +179,11 @@ def test_terms_by_hand(masks: str, direction: str) -> None:
 
 
 def test_other_terms_by_hand() -> None:
-    nothing = LossWeights(token_ce=0.0, regulariser=0.0, overflow=0.0)
+    nothing = objective(token_ce=0.0, regulariser=0.0, overflow=0.0)
 
     def total(**changed: object) -> list[float]:
-        weights = replace(nothing, **changed)  # type: ignore[arg-type]
-        return oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.tolist()
+        weights = objective(nothing, **changed)  # type: ignore[arg-type]
+        return value_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.tolist()
 
     rows, links = HAND_ROWS["correct"], HAND_LINKS["correct"]
     value = [2 * sum(ce(EXPECTED[b][i], SCORES[b]) for i in rows[b]) for b in range(3)]
@@ -191,22 +191,22 @@ def test_other_terms_by_hand() -> None:
     pairs = [[(EXPECTED[b][i], R[b][j]) for i, j in links[b]] for b in range(3)]
     poisson = [3 * sum(e * math.log(e / r) - e + r for e, r in pair) for pair in pairs]
     assert total(regulariser=3.0, consistency="poisson") == pytest.approx(poisson, abs=1e-5)
-    weights = replace(nothing, regulariser=3.0, consistency="poisson")
-    reported = oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).consistency_B
+    weights = objective(nothing, regulariser=3.0, consistency="poisson")
+    reported = value_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).consistency_B
     assert reported.tolist() == pytest.approx([sum(kl(e, r) for e, r in pair) for pair in pairs], abs=1e-5)
 
 
 def test_official_masks_need_to_know_what_is_finished() -> None:
     with pytest.raises(ValueError, match="finished"):
-        oracle_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, None, LossWeights(masks="official"))
+        value_loss(hand_values(), torch.tensor(SCORES), HAND_MASK, None, objective(masks="official"))
 
 
 @pytest.mark.parametrize("masks", ["correct", "official"])
 def test_gradients_reach_exactly_the_rows_that_count(masks: str) -> None:
     log_r = torch.tensor(R).log().requires_grad_()
     log_v = torch.tensor(EXPECTED).log().requires_grad_()
-    weights = LossWeights(terminal_ce=0.5, masks=masks)
-    oracle_loss(TokenValues(log_r, log_v), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.sum().backward()
+    weights = objective(terminal_ce=0.5, masks=masks)
+    value_loss(TokenValues(log_r, log_v), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.sum().backward()
     for b in range(3):
         assert log_r.grad[b].nonzero()[:, 0].tolist() == HAND_ROWS[masks][b]
         assert log_v.grad[b].nonzero()[:, 0].tolist() == [i for i, _ in HAND_LINKS[masks][b]]
@@ -217,8 +217,8 @@ def test_gradients_reach_exactly_the_rows_that_count(masks: str) -> None:
 def test_detach_stops_one_side_only(detach: str, direction: str) -> None:
     log_r = torch.tensor(R).log().requires_grad_()
     log_v = torch.tensor(EXPECTED).log().requires_grad_()
-    weights = LossWeights(token_ce=0.0, regulariser=1.0, overflow=0.0, direction=direction, detach=detach)
-    oracle_loss(TokenValues(log_r, log_v), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.sum().backward()
+    weights = objective(token_ce=0.0, regulariser=1.0, overflow=0.0, direction=direction, detach=detach)
+    value_loss(TokenValues(log_r, log_v), torch.tensor(SCORES), HAND_MASK, FINISHED, weights).total_B.sum().backward()
     assert bool(log_r.grad.any()) == (detach != "predicted")
     assert (log_v.grad is not None and bool(log_v.grad.any())) == (detach != "expected")
 
@@ -228,11 +228,11 @@ def test_values_that_are_held_fixed_leave_the_regulariser_to_the_ratios() -> Non
     score = statistics.score.detach().requires_grad_()
     log_beta_BT = torch.full((B, T), -0.7, requires_grad=True)
     values = soft_values(statistics._replace(score=score), log_beta_BT, "mean")
-    weights = LossWeights(token_ce=0.0, regulariser=1.0, overflow=0.0)
+    weights = objective(token_ce=0.0, regulariser=1.0, overflow=0.0)
     losses = {}
     for detach in ("none", "values"):
-        changed = replace(weights, detach=detach)  # type: ignore[arg-type]
-        losses[detach] = oracle_loss(values, torch.ones(B), torch.ones(B, T), None, changed).total_B
+        changed = objective(weights, detach=detach)  # type: ignore[arg-type]
+        losses[detach] = value_loss(values, torch.ones(B), torch.ones(B, T), None, changed).total_B
     torch.testing.assert_close(losses["none"], losses["values"])
     of_beta, of_score = torch.autograd.grad(losses["values"].sum(), [log_beta_BT, score], allow_unused=True)
     assert of_beta is None or not of_beta.any()
@@ -243,10 +243,10 @@ def test_overflow_is_the_square_of_what_exceeds_certainty() -> None:
     log_r = torch.tensor([[0.3, -1.0, 0.2, 9.0]])
     mask = torch.tensor([[1, 1, 1, 0]])
     values = TokenValues(log_r, torch.zeros(1, 4))
-    weights = LossWeights(token_ce=0.0, regulariser=0.0, overflow=2.0)
-    with_it = oracle_loss(values, torch.ones(1), mask, None, weights).total_B
+    weights = objective(token_ce=0.0, regulariser=0.0, overflow=2.0)
+    with_it = value_loss(values, torch.ones(1), mask, None, weights).total_B
     assert with_it.tolist() == pytest.approx([2 * (0.09 + 0.04)])
-    assert oracle_loss(values, torch.ones(1), mask, None, replace(weights, overflow=0.0)).total_B.tolist() == [0.0]
+    assert value_loss(values, torch.ones(1), mask, None, objective(weights, overflow=0.0)).total_B.tolist() == [0.0]
 
 
 def test_the_path_is_the_loss_of_hard_with_the_same_ratios() -> None:
@@ -254,10 +254,10 @@ def test_the_path_is_the_loss_of_hard_with_the_same_ratios() -> None:
     score_B, log_root_B = torch.tensor([1.0, 0.0, 0.5]), torch.tensor([0.3, 0.5, 0.8]).log()
     mask_BT = torch.tensor([[1] * T, [1] * T, [1] * (T - 1) + [0]])
     values = soft_values(statistics, torch.full((B, T), -0.7), "mean")
-    weights = LossWeights(token_ce=0.3, terminal_ce=0.9, regulariser=0.0, overflow=0.4)
+    weights = objective(token_ce=0.3, terminal_ce=0.9, regulariser=0.0, overflow=0.4)
 
     def total(values: TokenValues, log_root_B: torch.Tensor | None = None, **changed: float) -> torch.Tensor:
-        return oracle_loss(values, score_B, mask_BT, None, replace(weights, **changed), log_root_B).total_B
+        return value_loss(values, score_B, mask_BT, None, objective(weights, **changed), log_root_B).total_B
 
     for log_root, given in ((log_root_B, log_root_B), (torch.full((B,), -0.7), None)):
         added = total(values, given, path=2.0) - total(values, given)
@@ -272,9 +272,9 @@ def test_a_norm_that_explains_everything_leaves_the_ratios_to_the_path() -> None
     log_beta_BT = torch.tensor([[0.5, 0.5, 0.99], [0.5, 0.5, 0.01]]).log()
     pull = {}
     for path in (0.0, 1.0):
-        weights = LossWeights(token_ce=0.0, terminal_ce=1.0, regulariser=0.0, path=path)
+        weights = objective(token_ce=0.0, terminal_ce=1.0, regulariser=0.0, path=path)
         values = soft_values(statistics, log_beta_BT, "mean")
-        loss = oracle_loss(values, verdict, torch.ones(2, 3), None, weights, torch.tensor([0.5, 0.5]).log())
+        loss = value_loss(values, verdict, torch.ones(2, 3), None, weights, torch.tensor([0.5, 0.5]).log())
         pull[path] = torch.autograd.grad(loss.total_B.sum(), score)[0]
     assert float(pull[0.0][:, :2].abs().max()) == 0.0
     assert pull[1.0][0].max() < -0.9

@@ -17,7 +17,7 @@ from helpers import tiny_llama
 import generate
 import train
 from dinado.bases.markov import build_word_tokenizer
-from workbench.run_folder import status
+from workbench.run_status import status
 
 ORACLES = """
 import os

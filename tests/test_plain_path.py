@@ -15,12 +15,12 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from benchmarks.case import Size, build, loss_of, make_batch, with_recorded
 from benchmarks.plain import plain_loss
 from dinado.batch import RolloutBatch
-from lightning_modules.rollout_method import OracleMethod
+from lightning_modules.rollout_method import RolloutMethod
 
 SIZE = Size(vocabulary=53, layers=2, width=64, prompt=7, shortest=1, longest=6, prompts=3, per_prompt=2)
 
 
-def gradients(method: OracleMethod, loss: Tensor) -> dict[str, Tensor]:
+def gradients(method: RolloutMethod, loss: Tensor) -> dict[str, Tensor]:
     named = {name: p for name, p in method.named_parameters() if p.requires_grad}
     found = torch.autograd.grad(loss, list(named.values()))
     return dict(zip(named, found, strict=True))

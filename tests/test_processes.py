@@ -26,7 +26,7 @@ from dinado.ranks import is_launched, rank_and_size
 from engine.restoring import build_base
 from lightning_modules.build_method import build_method
 from workbench.launching import check_place
-from workbench.run_folder import status
+from workbench.run_status import status
 
 pytestmark = pytest.mark.ddp
 

@@ -299,7 +299,7 @@ def test_samples_side_by_side(runs: Path) -> None:
 
 def test_the_table_names_the_best_group_with_its_interval(command, runs: Path, tmp_path: Path) -> None:
     result = command(runs, "--csv", tmp_path / "table.csv", "--json")
-    assert result.code == 0 and "Best by KL(q*‖q) (less is better): dinado_soft, 0.210 [0.2" in result.err
+    assert result.code == 0 and "Best by KL(q*||q) (less is better): dinado_soft, 0.210 [0.2" in result.err
     assert result.out.count("\n") == 1, "stdout is for the numbers alone"
     best = result.json["groups"][0]
     assert result.json["best"] == best["label"] == "dinado_soft" and best["seeds"] == ["0", "1", "2"]
@@ -367,7 +367,7 @@ def test_watching(tmp_path: Path) -> None:
         wait('<span class="tag off">running</span>')
         assert 'data-refresh="0.5"' in page.read_text(encoding="utf-8")
         make_run(runs, "two", "method=nado", kl=0.25)
-        wait("Best by KL(q*‖q) (less is better): nado, 0.25")
+        wait("Best by KL(q*||q) (less is better): nado, 0.25")
     finally:
         watcher.send_signal(signal.SIGINT)
         out, err = watcher.communicate(timeout=30)

@@ -19,7 +19,9 @@ from dinado.errors import CheckpointError, ConfigError
 from dinado.ranks import local_rank
 from lightning_modules.callbacks.graceful_stop import GracefulStop
 from workbench.launching import check_place
-from workbench.run_folder import RunFolder, choose_run_id, status
+from workbench.run_folder import RunFolder
+from workbench.run_ids import choose_run_id
+from workbench.run_status import status
 from workbench.settings import loader
 
 Command = Callable[..., Result]

@@ -10,7 +10,6 @@ import numpy as np
 import pytest
 import torch
 from commands import process
-from dinado.parameters.scores import adapters
 from helpers import exact_gpt2_words, load_checkpoint
 from test_checkpoints import METHODS as METHOD_WORDS
 from test_checkpoints import Crash, status, train, weights
@@ -101,7 +100,7 @@ def test_densities_are_those_of_the_models(finished: tuple[str, RunFolder]) -> N
         controlled = method.controlled() if model is not None else method.base.model
         for row in range(0, len(tokens), 5):
             ids = torch.tensor([method.base.encode_prompts(data.task.train_prompts)[0][0].tolist() + tokens[row]])
-            with torch.no_grad(), adapters(method.base, on=model is not None):
+            with torch.no_grad(), method.base.adapters(on=model is not None):
                 log_q_LV = controlled(ids).logits[0].float().log_softmax(1)
             start = ids.shape[1] - len(tokens[row]) - 1
             plain = sum(float(log_q_LV[start + t, token]) for t, token in enumerate(tokens[row]))

@@ -3,14 +3,12 @@
 from __future__ import annotations
 
 import re
-import typing
 from pathlib import Path
 
 import pytest
 
 from dinado.errors import ConfigError
-from workbench.settings import derived, loader, rules, schema
-from workbench.settings.config import Config
+from workbench.settings import derived, loader, schema
 
 PLAIN = str(Path(__file__).parent / "experiments" / "plain.yaml")
 
@@ -67,23 +65,29 @@ INVALID = [
     (PLAIN, "optim.micro_tokens=100", "belongs to optim.batch_tokens, which is null"),
     (PLAIN, "sft_data=references", "sft_data=references: ignored, it belongs to method=sft"),
     (PLAIN, "method=sft objective.consistency.weight=1", "objective.consistency.weight=1.0: ignored"),
-    (PLAIN, "method=nado objective.norm.kind=mean", "belongs to dinado_soft, dinado_merge"),
+    (PLAIN, "method=nado objective.norm.kind=mean", "belongs to dinado_soft, dinado_merge, dinado_hard"),
     (PLAIN, "method=dinado_hard objective.norm.support=5", "belongs to dinado_soft, dinado_merge"),
-    (PLAIN, "objective.consistency.weight=0 objective.consistency.direction=predicted_first", "objective.consistency.weight is 0"),
-    (PLAIN, "objective.consistency.weight=0 objective.consistency.detach=expected", "objective.consistency.weight is 0"),
+    (PLAIN, "objective.consistency.weight=0 objective.consistency.direction=predicted_first",
+     "objective.consistency.weight is 0"),
+    (PLAIN, "objective.consistency.weight=0 objective.consistency.detach=expected",
+     "objective.consistency.weight is 0"),
     (PLAIN, "objective.norm.kind=linf objective.oracle.overflow=2", "log R cannot rise above 0"),
     (PLAIN, "method=nado objective.oracle.overflow=2", "log R cannot rise above 0"),
     (PLAIN, "method=nado targets.root=store", "targets.root=store: ignored, nado has no norm"),
     (PLAIN, "method=sft targets.root=store", "sft has no norm"),
-    (PLAIN, "method=dinado_hard objective.consistency.weight=1", "ignored, dinado_hard is forward-consistent by construction"),
+    (PLAIN, "method=dinado_hard objective.consistency.weight=1",
+     "ignored, dinado_hard is forward-consistent by construction"),
     (PLAIN, "method=dinado_hard objective.consistency.detach=expected", "ignored, dinado_hard is forward-consistent"),
-    (PLAIN, "method=dinado_hard objective.path.weight=1", "objective.path.weight=1.0: ignored, its values are the telescoped ones"),
-    (PLAIN, "method=dinado_hard optim.norm_steps=5", "optim.norm_steps=5: ignored, it belongs to dinado_soft, and to"),
-    (PLAIN, "method=nado objective.norm.taps=[0.5]", "objective.norm.taps=[0.5]: ignored, no norm head reads the base"),
+    (PLAIN, "method=dinado_hard objective.path.weight=1",
+     "objective.path.weight=1.0: ignored, its values are the telescoped ones"),
+    (PLAIN, "method=dinado_hard optim.norm_steps=5",
+     "optim.norm_steps=5: ignored, it belongs to dinado_soft, dinado_merge, where"),
+    (PLAIN, "method=nado objective.norm.taps=[0.5]", "objective.norm.taps=[0.5]: ignored, it belongs to dinado_soft"),
     (PLAIN, "method=dinado_soft objective.norm.input=policy", "objective.norm.input=policy: ignored, no norm head"),
     (PLAIN, "method=dinado_hard targets.root=store objective.norm.taps=[0.5]", "ignored, no norm head reads the base"),
     (PLAIN, "method=dinado_merge objective.path.loss=poisson", "ignored, it belongs to dinado_hard, and to objective"),
-    (PLAIN, "method=dinado_merge objective.consistency.weight=0 objective.consistency.divergence=poisson", "objective.consistency.weight is 0"),
+    (PLAIN, "method=dinado_merge objective.consistency.weight=0 objective.consistency.divergence=poisson",
+     "objective.consistency.weight is 0"),
     (PLAIN, "method=dinado_merge objective.norm.taps=[2]", "objective.norm.taps=[2.0]: must be from 0 to 1"),
     (PLAIN, "method=dinado_merge objective.norm.taps=[]", "objective.norm.taps=[]: the norm head needs at least one"),
     (PLAIN, "network.width=64", "network.width=64: ignored, lora is trained"),
@@ -94,7 +98,7 @@ INVALID = [
     (PLAIN, "objective.lookahead.floor=0.2", "ignored, objective.lookahead.weight is 0"),
     (PLAIN, "objective.lookahead.sharpness=2", "ignored, objective.lookahead.weight is 0"),
     (PLAIN, "objective.lookahead.candidates=8", "ignored, objective.lookahead.weight is 0"),
-    (PLAIN, "method=sft objective.lookahead.weight=1", "method=sft has a likelihood loss"),
+    (PLAIN, "method=sft objective.lookahead.weight=1", "method=sft has a loss of its own"),
     (PLAIN, "objective.lookahead.weight=1 objective.lookahead.floor=1", "must be at least 0 and below 1"),
     (PLAIN, "objective.lookahead.weight=1 objective.lookahead.candidates=0", "must be above 0"),
     ("exact_world", "base.name=gpt2", "task.name=exact_world brings its own base"),
@@ -192,9 +196,9 @@ def test_invalid_combinations(experiment, overrides, message):
 
 
 def test_every_number_has_a_range():
-    """A new numeric setting needs a line in RANGES."""
+    """A numeric setting without a range would take NaN."""
     numeric = {key for key, leaf in schema.leaves().items() if re.search(r"\b(int|float)\b", leaf.type_name)}
-    listed = [key for keys in rules.RANGES.values() for key in keys.split()]
+    listed = [key for key, leaf in schema.leaves().items() if leaf.about.range is not None]
     numeric -= {key for key in numeric if schema.leaves()[key].choices}  # names of dtypes
     assert sorted(listed) == sorted(numeric)
 
@@ -210,7 +214,8 @@ def test_settings_of_another_choice_in_files(write):
 
 def test_files_may_serve_several_methods(write):
     path = write(
-        "method: dinado_merge\nnetwork: {width: 64}\nlora: {r: 4}\nobjective: {norm: mean}\nsft_data: references"
+        "method: dinado_merge\nnetwork: {width: 64}\nlora: {r: 4}\n"
+        "objective: {norm: {kind: mean}}\nsft_data: references"
     )
     for method in ("nado", "dinado_hard", "dinado_soft", "dinado_merge", "sft"):
         config = loader.load(path, [f"method={method}"]).config
@@ -242,10 +247,41 @@ def test_resolved_parameters(overrides, trained):
     assert derived.resolved_parameters(loader.load(PLAIN, overrides.split()).config) == trained
 
 
-def test_schema_and_rules_agree_on_names():
-    choices = typing.get_args(typing.get_type_hints(Config)["method"])
-    assert set(derived.NETWORK_METHODS) <= set(choices)
-    assert set(derived.EXACT_TASKS) <= set(schema.leaves()["task.name"].choices)
-    owned = {key for key, leaf in schema.leaves().items() if leaf.owners(schema.leaves()["task.name"].choices)}
-    assert owned == {key for key in schema.leaves() if key.startswith("task.")} - {"task.name"}
-    assert schema.leaves()["task.path"].owners(schema.leaves()["task.name"].choices) == ("jsonl", "commongen")
+def test_settings_of_choices_name_choices_that_there_are():
+    for section in ("task", "oracle"):
+        inside = {key: leaf for key, leaf in schema.leaves().items() if leaf.section == section}
+        choices = set(inside[f"{section}.name"].choices)
+        owned = {key for key, leaf in inside.items() if leaf.about.belongs_to}
+        assert owned == set(inside) - {f"{section}.name", "oracle.negate"}
+        assert all(set(leaf.about.belongs_to) <= choices for leaf in inside.values())
+    assert schema.leaves()["task.path"].about.belongs_to == ("jsonl", "commongen")
+
+
+def test_every_setting_says_what_it_decides():
+    roles = {key: leaf.role for key, leaf in schema.leaves().items()}
+    assert {key for key, role in roles.items() if role == "seed"} == {"seed", "rollouts.seed"}
+    ways = [key for key in roles if key.startswith(("logging.", "trainer.")) and key != "trainer.precision"]
+    assert {roles[key] for key in ways} == {"execution"}
+    assert roles["trainer.precision"] == roles["optim.lr"] == roles["base.dtype"] == "outcome"
+    agreeing = {key for key, leaf in schema.leaves().items() if leaf.agree}
+    assert {"base.name", "task.rarity", "oracle.words", "alpha", "eval.exact_samples", "data.val_prompts"} <= agreeing
+    assert not {"task.path", "base.dtype", "eval.show", "seed", "optim.lr"} & agreeing
+    assert all(roles[key] == "target" for key in agreeing), "only the target has to agree"
+
+
+def test_old_names_are_one_line_that_names_the_new_one(write):
+    renamed = schema.renamed()
+    assert renamed["objective.regulariser"] == "objective.consistency.weight" and len(renamed) == 18
+    assert "objective.norm=mean: this setting is now called objective.norm.kind" in fails(PLAIN, "objective.norm=mean")
+    assert "this setting is now called objective.path.weight" in fails(write("objective: {path: 1.0}"))
+    block = write("methods:\n  nado:\n    targets: {candidates: 4}")
+    assert "methods: nado: targets.candidates: this setting is now called objective.lookahead" in fails(block)
+
+
+def test_an_unknown_method_is_refused_everywhere():
+    assert "expected nado | dinado_soft | dinado_merge | dinado_hard | sft" in fails(PLAIN, "method=ppo")
+    config = loader.load(PLAIN).config
+    config.method = "ppo"
+    for ask in (derived.resolved_parameters, derived.uses_rollouts, derived.depths_read, derived.looks_ahead):
+        with pytest.raises(KeyError, match="ppo"):
+            ask(config)

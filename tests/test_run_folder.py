@@ -17,7 +17,9 @@ import pytest
 
 from dinado.errors import CheckpointError, ConfigError, Stopped
 from dinado.ranks import is_writer
-from workbench.run_folder import RunFolder, choose_run_id, find_run, status
+from workbench.run_folder import RunFolder, find_run
+from workbench.run_ids import choose_run_id
+from workbench.run_status import status
 from workbench.settings import loader
 
 
@@ -64,7 +66,7 @@ def test_jobs_give_stable_ids(monkeypatch, variable):
 
 def test_torchrun_without_rendezvous_id_is_told_apart_by_its_process(monkeypatch):
     monkeypatch.setenv("TORCHELASTIC_RUN_ID", "none")
-    code = "from workbench.run_folder import choose_run_id; print(choose_run_id())"
+    code = "from workbench.run_ids import choose_run_id; print(choose_run_id())"
     launcher = f"import subprocess, sys\nfor _ in range(2): subprocess.run([sys.executable, '-c', {code!r}])"
     root = str(loader.EXPERIMENTS.parent)
     launches = [

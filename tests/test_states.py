@@ -9,20 +9,21 @@ from pathlib import Path
 import pytest
 import torch
 from datamodule_case import make_config, words_task
-from dinado.parameters.scores import Needs, PolicyScores
-from dinado.parameters.trainable import build_lora
 from helpers import base_lm, random_network
 from torch import Tensor
 
 from datamodules import state_choice as states_module
-from datamodules.fill_stores import prepare_rollouts, prepare_states
+from datamodules.fill_stores import StoreFiller
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.run_stores import train_store
-from datamodules.state_choice import state_store, states_while_sampling
+from datamodules.run_stores import RunStores
+from datamodules.state_choice import StateChoice
+from datamodules.tasks import Task
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.errors import ConfigError, StoreError
 from dinado.objectives.vocabulary import VocabularyStatistics
+from dinado.parameters.lora import Lora
+from dinado.parameters.parameterisation import Needs
 from dinado.rollouts.state_store import record_states
 from workbench.settings.config import Config
 from workbench.settings.derived import depths_read
@@ -36,6 +37,18 @@ def settings(cache: Path, kept: str, **more: object) -> Config:
     config.network.taps = [0.0, 0.5]
     config.method = str(more.get("method", "dinado_soft"))
     return config
+
+
+def filler(config: Config, base: BaseLM, task: Task) -> StoreFiller:
+    return StoreFiller(base, task.oracle, StateChoice(config, base), progress=False)
+
+
+def prepare_rollouts(config: Config, base: BaseLM, task: Task) -> None:
+    filler(config, base, task).fill_all(RunStores(config, base, task).needed())
+
+
+def prepare_states(config: Config, base: BaseLM, task: Task) -> None:
+    filler(config, base, task).fill_states(RunStores(config, base, task).train())
 
 
 def served(config: Config, base: BaseLM) -> RolloutDataModule:
@@ -82,7 +95,7 @@ def test_a_policy_reads_the_frozen_base_from_them(tmp_path: Path) -> None:
     config = settings(tmp_path, "float32", method="dinado_merge", parameters="lora")
     config.objective.norm.taps = [0.5]
     data = served(config, base)
-    scores: PolicyScores = build_lora(base, r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
+    scores = Lora.inject(base, link="identity", r=2, alpha=4.0, dropout=0.0, targets="all-linear", seed=0)
     with torch.no_grad():
         for parameter in base.model.parameters():
             if parameter.requires_grad:
@@ -98,7 +111,7 @@ def test_a_policy_reads_the_frozen_base_from_them(tmp_path: Path) -> None:
 def test_recorded_once_and_again_where_damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, config, task = base_lm("llama", vocab_size=6), settings(tmp_path, "bfloat16"), words_task()
     served(config, base)
-    store = state_store(config, base, train_store(config, base, task))
+    store = StateChoice(config, base).of(RunStores(config, base, task).train())
     assert store is not None and not store.missing_blocks()
     files = sorted(store.folder.glob("*.arrow"))
     size = sum(file.stat().st_size for file in files)
@@ -126,7 +139,7 @@ def test_kept_on_the_way_as_in_a_pass_of_their_own(tmp_path: Path, name: str, mo
     with monkeypatch.context() as forbidden:
         forbidden.setattr("datamodules.fill_stores.record_states", None)
         served(config, base)
-    store = state_store(config, base, train_store(config, base, task))
+    store = StateChoice(config, base).of(RunStores(config, base, task).train())
     assert store is not None
     found = store.read()
     for block in range(store.store.spec.num_blocks):
@@ -144,9 +157,9 @@ def test_killed_between_states_and_texts(tmp_path: Path, monkeypatch: pytest.Mon
     base, task = base_lm("llama", vocab_size=6), words_task()
     config = settings(tmp_path / "whole", "float32")
     served(config, base)
-    whole = train_store(config, base, task)
+    whole = RunStores(config, base, task).train()
     config.data.cache = str(tmp_path / "killed")
-    killed = train_store(config, base, task)
+    killed = RunStores(config, base, task).train()
     with monkeypatch.context() as patched:
         patched.setattr(
             "dinado.rollouts.rollout_store.RolloutStore.write_texts", lambda *_: (_ for _ in ()).throw(OSError)
@@ -162,11 +175,11 @@ def test_killed_between_states_and_texts(tmp_path: Path, monkeypatch: pytest.Mon
 def test_a_limit_that_may_be_passed_is_left_to_the_texts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     base, task = base_lm("llama", vocab_size=6), words_task()
     config = settings(tmp_path, "float32")
-    store = train_store(config, base, task)
-    first = states_while_sampling(config, base, store)
+    store = RunStores(config, base, task).train()
+    first = StateChoice(config, base).while_sampling(store)
     assert first is not None
     config.data.states_limit_gb = (first.most_bytes(base) - 1) / 1e9
-    assert states_while_sampling(config, base, store) is None
+    assert StateChoice(config, base).while_sampling(store) is None
     recorded: list[int] = []
     monkeypatch.setattr("datamodules.fill_stores.record_states", lambda *a: (recorded.append(a[2]), record_states(*a)))
     served(config, base)
@@ -176,8 +189,8 @@ def test_a_limit_that_may_be_passed_is_left_to_the_texts(tmp_path: Path, monkeyp
 def test_states_of_other_texts_are_not_read(tmp_path: Path) -> None:
     base, config, task = base_lm("llama", vocab_size=6), settings(tmp_path, "float32"), words_task()
     served(config, base)
-    rollouts = train_store(config, base, task)
-    store = state_store(config, base, rollouts)
+    rollouts = RunStores(config, base, task).train()
+    store = StateChoice(config, base).of(rollouts)
     assert store is not None
     texts = sorted(rollouts.texts_folder.glob("block-*.arrow*"))
     for first, second in zip(texts[:2], texts[2:4], strict=True):
@@ -215,12 +228,12 @@ def test_over_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkey
         served(config, base)
     config.data.states = "auto"
     with caplog.at_level(logging.INFO):
-        assert state_store(config, base, train_store(config, base, task)) is None
+        assert StateChoice(config, base).of(RunStores(config, base, task).train()) is None
     assert "the base runs at every step instead" in caplog.text
     config.data.states_limit_gb = 1.0
-    assert state_store(config, base, train_store(config, base, task)) is not None
+    assert StateChoice(config, base).of(RunStores(config, base, task).train()) is not None
     config.optim.steps = 1
-    assert state_store(config, base, train_store(config, base, task)) is None, "not worth a pass"
+    assert StateChoice(config, base).of(RunStores(config, base, task).train()) is None, "not worth a pass"
 
 
 @pytest.mark.parametrize(
@@ -229,11 +242,15 @@ def test_over_the_limit(tmp_path: Path, caplog: pytest.LogCaptureFixture, monkey
         ("nado", {}, (0.0, 0.5, 1.0)),
         ("dinado_soft", {}, (0.0, 0.5, 1.0)),
         ("dinado_merge", {"parameters": "lora"}, (1.0, 1.0)),
-        ("dinado_merge", {"parameters": "lora", "objective__norm": "mean", "objective__norm_input": "policy"}, ()),
-        ("dinado_merge", {"parameters": "lora", "objective__norm_input": "policy"}, (1.0,)),
+        (
+            "dinado_merge",
+            {"parameters": "lora", "objective__norm__kind": "mean", "objective__norm__input": "policy"},
+            (),
+        ),
+        ("dinado_merge", {"parameters": "lora", "objective__norm__input": "policy"}, (1.0,)),
         (  # the norm head learns from the base's states first
             "dinado_merge",
-            {"parameters": "lora", "objective__norm_input": "policy", "optim__norm_steps": 3},
+            {"parameters": "lora", "objective__norm__input": "policy", "optim__norm_steps": 3},
             (1.0, 1.0),
         ),
         ("dinado_hard", {"parameters": "lora"}, (1.0, 1.0)),

@@ -19,7 +19,8 @@ from conftest import ROOT
 from rich.console import Console
 from sweep_case import SWEEP, Sweep, alive, interrupt
 
-from workbench.run_folder import RunFolder, status
+from workbench.run_folder import RunFolder
+from workbench.run_status import status
 from workbench.sweeping import ranking
 from workbench.sweeping.definition import read
 from workbench.sweeping.study import Bayes

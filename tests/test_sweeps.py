@@ -159,7 +159,7 @@ def test_grids_of_ranges_are_those_of_wandb(spec):
 
 WRONG = {
     "unknown parameter": ("  optim.lrr: {value: 1}", "optim.lrr: no such key; did you mean optim.lr?"),
-    "a section": ("  optim: {value: 1}", "optim is a section; sweep its keys, such as optim.lr"),
+    "a section": ("  optim: {value: 1}", "optim is a section; sweep its keys, such as optim.name"),
     "wrong type": ("  optim.steps: {values: [10, many]}", "optim.steps=many: expected int (trial optim.steps=many)"),
     "type inside a range": (
         "  optim.steps: {distribution: uniform, min: 1, max: 4}",

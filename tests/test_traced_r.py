@@ -27,7 +27,7 @@ def test_pieces_are_what_each_token_adds() -> None:
     assert pieces(Characters(), []) == []  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("words", ["method=dinado_merge targets.root=store lora.r=2", "method=nado", "method=sft"])
+@pytest.mark.parametrize("words", ["method=dinado_merge targets.root=store lora.r=2", "method=nado"])
 def test_the_shown_samples_carry_r(command: Command, tmp_path: Path, words: str) -> None:
     result = command(train, "exact_world", *exact_gpt2_words(tmp_path, *words.split()), "--json")
     assert result.code == 0, result.err
@@ -37,3 +37,13 @@ def test_the_shown_samples_carry_r(command: Command, tmp_path: Path, words: str)
         assert len(rows) == 32 and [i for i, row in enumerate(rows) if "r" in row] == [0], "one prompt, its first text"
         assert "".join(rows[0]["tokens"]) == rows[0]["text"] and len(rows[0]["r"]) == len(rows[0]["tokens"])
         assert all(0 <= r <= 1 for r in rows[0]["r"])
+
+
+def test_a_method_that_predicts_no_r_shows_none(command: Command, tmp_path: Path) -> None:
+    result = command(train, "exact_world", *exact_gpt2_words(tmp_path, "method=sft"), "--json")
+    assert result.code == 0, result.err
+    texts = (Path(result.json["run_dir"]) / "samples" / "after.jsonl").read_text(encoding="utf-8")
+    assert not any("r" in json.loads(line) for line in texts.splitlines())
+    absent = ("val/r_", "reg/", "norm/log_beta", "train/oracle_ce", "train/path", "train/lookahead")
+    assert not [name for name in result.json if name.startswith(absent)]
+    assert {"train/loss", "norm/log_ratio_max", "val/kl_to_optimum", "norm/adapter_fro"} <= set(result.json)

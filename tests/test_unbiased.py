@@ -11,23 +11,24 @@ Axes: N complete responses, M open prefixes, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache
 from itertools import product
 
 import pytest
 import torch
-from helpers import plain_log_probs
+from helpers import objective, plain_log_probs
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
 from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.exact import EnumeratedWorld
-from dinado.objectives.losses import LossWeights, oracle_loss
 from dinado.objectives.reduction import Head
 from dinado.objectives.values import TokenValues, hard_values, nado_values, soft_values
 from dinado.objectives.vocabulary import VocabularyStatistics, vocabulary_statistics
 from dinado.oracles.tokens import TokenDFA, token_dfa
+from lightning_modules.value_loss import value_loss
+from workbench.settings.objective import ObjectiveSettings
 
 V, T = 4, 3
 ACCEPTED, REJECTED = 0.85, 0.1
@@ -153,17 +154,17 @@ PARAMETERISATIONS = {
     "hard policy": hard("log_ratio"),
 }
 
-NO_TERM = LossWeights(token_ce=0.0, terminal_ce=0.0, regulariser=0.0, overflow=0.0)
+NO_TERM = objective(token_ce=0.0, terminal_ce=0.0, regulariser=0.0, overflow=0.0)
 LOSSES = {
-    "token_ce": replace(NO_TERM, token_ce=1.0),
-    "terminal_ce": replace(NO_TERM, terminal_ce=1.0),
-    "default": LossWeights(),
-    "published": LossWeights(token_ce=0.0, terminal_ce=1.0, regulariser=1.0),
-    "value_ce": replace(NO_TERM, value_ce=1.0),
-    "path poisson": replace(NO_TERM, token_ce=0.4, terminal_ce=0.4, path=1.0, path_loss="poisson"),
-    "path": replace(NO_TERM, token_ce=0.4, terminal_ce=0.4, path=1.0),
+    "token_ce": objective(NO_TERM, token_ce=1.0),
+    "terminal_ce": objective(NO_TERM, terminal_ce=1.0),
+    "default": objective(),
+    "published": objective(token_ce=0.0, terminal_ce=1.0, regulariser=1.0),
+    "value_ce": objective(NO_TERM, value_ce=1.0),
+    "path poisson": objective(NO_TERM, token_ce=0.4, terminal_ce=0.4, path=1.0, path_loss="poisson"),
+    "path": objective(NO_TERM, token_ce=0.4, terminal_ce=0.4, path=1.0),
 } | {
-    f"regulariser {direction} detach {detach}": replace(
+    f"regulariser {direction} detach {detach}": objective(
         NO_TERM,
         regulariser=1.0,
         direction=direction,  # type: ignore[arg-type]
@@ -173,7 +174,7 @@ LOSSES = {
     for detach in ("none", "expected", "predicted", "values")
 }
 LOSSES |= {
-    f"poisson {name}": replace(loss, consistency="poisson") for name, loss in LOSSES.items() if "regulariser" in name
+    f"poisson {name}": objective(loss, consistency="poisson") for name, loss in LOSSES.items() if "regulariser" in name
 }
 
 
@@ -194,7 +195,7 @@ def statistics_of(e: Enumeration, kind: Parameterisation, parameters: dict[str, 
     return vocabulary_statistics(one_hot_NTM, base_head, one_hot_NTM, head, tokens_NT, mask_NT, kind.link)  # type: ignore[arg-type]
 
 
-def gradients(name: str, weights: LossWeights, shift: float = 0.0) -> dict[str, Tensor]:
+def gradients(name: str, weights: ObjectiveSettings, shift: float = 0.0) -> dict[str, Tensor]:
     """Gradient of the expected loss at R*, or at R* with every parameter moved a little."""
     e, kind = enumeration(), PARAMETERISATIONS[name]
     parameters = {key: table.float() for key, table in kind.tables(e).items()}
@@ -204,7 +205,7 @@ def gradients(name: str, weights: LossWeights, shift: float = 0.0) -> dict[str, 
     _, mask_NT, prefix_NT = batch(e)
     values = kind.values(statistics_of(e, kind, parameters), parameters, prefix_NT)
     finished_N = torch.tensor([y[-1] == 0 for y in e.responses])
-    loss = oracle_loss(values, e.score_N.float(), mask_NT, finished_N, weights)
+    loss = value_loss(values, e.score_N.float(), mask_NT, finished_N, weights)
     expected = (loss.total_B * e.p_N.float()).sum()
     grads = torch.autograd.grad(expected, list(parameters.values()), allow_unused=True, materialize_grads=True)
     return dict(zip(parameters, grads, strict=True))

@@ -33,7 +33,7 @@ from dinado.rollouts.density import proposal_log_density
 from dinado.rollouts.proposal import Proposal
 from engine.restoring import build_base
 from lightning_modules.build_method import build_method
-from lightning_modules.rollout_method import OracleMethod
+from lightning_modules.rollout_method import RolloutMethod
 from workbench.settings import loader
 
 VOCAB, LENGTH = 4, 4
@@ -78,11 +78,11 @@ def everything() -> Everything:
     batch = dataclasses.replace(batch, log_p_BT=log_p_BT, score_B=score_B)
     method = shaken(build_method(config, base))
     with torch.no_grad():
-        loss_B = method.run(batch).loss.total_B.double()
+        loss_B = method.terms(batch).loss_B.double()
     return Everything(base, batch, log_p_BT.double().sum(1), loss_B)
 
 
-def shaken(method: OracleMethod) -> OracleMethod:
+def shaken(method: RolloutMethod) -> RolloutMethod:
     """Off the zero start, so that the loss depends on the response."""
     stream = torch.Generator().manual_seed(0)
     with torch.no_grad():

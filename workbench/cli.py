@@ -1,8 +1,8 @@
-"""What every entry script shares: reading argv, printing errors, exit codes.
+"""The command line that all entry scripts share: parsing of argv, error messages, exit codes.
 
-``key=value`` and ``--key=value`` are settings (W&B agents pass the latter), ``--flag`` alone sets a boolean one,
-and the options a script declares are its own. Exit codes: 0 fine, 2 a user error, 75 stopped by a
-scheduler (SIGTERM, SIGUSR1) and ready to go on, 130 Ctrl-C.
+``key=value`` and ``--key=value`` are settings (W&B agents pass the latter), ``--flag`` alone sets a boolean setting,
+and each script declares its own options. Exit codes: 0 success, 2 a user error, 75 stopped by a scheduler (SIGTERM,
+SIGUSR1) and resumable, 130 Ctrl-C.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from dinado.errors import ConfigError, UserError
 from dinado.ranks import is_writer
 from workbench import help
 from workbench.launching import LAST_WORDS, exit_code_of, say
-from workbench.run_folder import json_line
+from workbench.plain_files import json_line
 from workbench.settings import schema
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
-"""What a disk that is full, broken or not ours to write on says."""
+"""Error numbers of a disk that is full, broken or not writable for this user."""
 
 N = TypeVar("N", int, float)
 D = TypeVar("D")
@@ -34,7 +34,7 @@ D = TypeVar("D")
 
 @dataclass(frozen=True)
 class Option:
-    """An option of a script: ``--name`` or, with a ``metavar``, ``--name VALUE``."""
+    """A command-line option of a script: ``--name`` or, with a ``metavar``, ``--name VALUE``."""
 
     name: str
     help: str
@@ -56,13 +56,13 @@ JSON = Option("json", "Print the result as one JSON object on the last line of s
 
 @dataclass
 class Arguments:
-    """Argv, sorted.
+    """The parsed command line.
 
     Attributes:
         positional: words that are neither options nor settings.
         overrides: ``key=value`` settings, without dashes, for ``loader.load``.
-        options: value of each option given, True for one without a value.
-        help: section asked for with ``--help``; empty for the whole page, None when not asked.
+        options: value of each option that was given, True for one without a value.
+        help: section that ``--help`` asks for; empty for the whole page, None without ``--help``.
     """
 
     positional: list[str] = field(default_factory=list)
@@ -71,25 +71,25 @@ class Arguments:
     help: str | None = None
 
     def flag(self, option: Option) -> bool:
-        """Whether an option was given."""
+        """Tell whether an option was given."""
         return option.name in self.options
 
     def value(self, option: Option) -> str | None:
-        """Value of an option, None when it was not given."""
+        """Return the value of an option, None when it was not given."""
         value = self.options.get(option.name)
         return value if isinstance(value, str) else None
 
 
 def parse(argv: Sequence[str], options: Sequence[Option] = (), settings: bool = True) -> Arguments:
-    """Sort argv.
+    """Parse argv into positional words, options and settings.
 
     Args:
         argv: the words after the script's name.
-        options: what the script understands; ``--help`` is always understood.
+        options: the options of the script; ``--help`` is always added.
         settings: whether the script takes ``key=value`` settings.
 
     Raises:
-        ConfigError: on an unknown option or one without its value, naming the nearest right one.
+        ConfigError: an option is unknown (the message names the nearest known one) or lacks its value.
     """
     known = {option.name: option for option in (*options, HELP)}
     found, words = Arguments(), list(argv)
@@ -127,12 +127,12 @@ def run(
     settings: bool = True,
     argv: Sequence[str] | None = None,
 ) -> int:
-    """Run a script's ``main`` on the sorted argv and return the exit code.
+    """Run a script's ``main`` on the parsed argv and return the exit code.
 
-    ``--help`` is answered here. A :class:`~dinado.errors.UserError` becomes one line on stderr; any other
-    exception is our own mistake and keeps its traceback.
+    This function answers ``--help``. It prints a :class:`~dinado.errors.UserError` as one line on stderr; any other
+    exception is a bug and keeps its traceback.
     """
-    # Read when torch is first imported: idle OpenMP threads that spin cost a busy machine most of its speed.
+    # OpenMP reads this when torch is first imported: idle threads that spin cost a busy machine most of its speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv, options, settings)
@@ -148,7 +148,7 @@ def run(
         if is_writer():
             print("interrupted", file=sys.stderr)
         return exit_code_of(stop)
-    except BrokenPipeError:  # the reader of a pipe, such as `head`, has seen enough
+    except BrokenPipeError:  # the reader of the pipe, such as `head`, has closed it
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
@@ -165,20 +165,20 @@ def run(
 
 
 def only(arguments: Arguments, count: int) -> None:
-    """Refuse words that nothing would read.
+    """Refuse surplus positional words.
 
     Raises:
-        ConfigError: there are more than ``count`` that are neither options nor settings.
+        ConfigError: there are more than ``count`` words that are neither options nor settings.
     """
     if len(arguments.positional) > count:
         raise ConfigError(f"{arguments.positional[count]}: one word too many; settings are key=value, see --help")
 
 
 def number(arguments: Arguments, option: Option, kind: type[N], default: D, least: float | None = None) -> N | D:
-    """Value of an option that is a number, ``default`` when it was not given.
+    """Return the value of a numeric option, ``default`` when it was not given.
 
     Raises:
-        ConfigError: it is not a (whole) number, or below ``least``.
+        ConfigError: the value is not a number of this kind, or it is below ``least``.
     """
     text = arguments.value(option)
     if text is None:
@@ -195,13 +195,13 @@ def number(arguments: Arguments, option: Option, kind: type[N], default: D, leas
 
 
 def print_json(record: Mapping[str, Any]) -> None:
-    """Print the result of ``--json``; call it last, so that it is the last line of stdout."""
+    """Print the result of ``--json``; call this last, so that the result is the last line of stdout."""
     sys.stderr.flush()
     print(json_line(record), flush=True)
 
 
 def _is_switch(word: str) -> bool:
-    """Whether a bare ``--word`` is a boolean setting."""
+    """Tell whether a bare ``--word`` is a boolean setting."""
     leaf = schema.leaves().get(word.removeprefix("--").replace("-", "_"))
     return word.startswith("--") and leaf is not None and leaf.type_name == "bool"
 

@@ -1,4 +1,4 @@
-"""What the command line says about itself: ``--help``, the list of experiments, ``--print-config``."""
+"""Texts of ``--help``, the list of experiments and ``--print-config``."""
 
 from __future__ import annotations
 
@@ -27,16 +27,16 @@ _TABLES: dict[str, Any] = {
 
 
 def page(usage: str, options: Sequence[tuple[str, str]], section: str | None = None, settings: bool = True) -> str:
-    """The answer to ``--help [section]``.
+    """Return the text of ``--help [section]``.
 
     Args:
-        usage: how the script is called, and what it does.
-        options: option and help text of each ``--option``.
+        usage: purpose of the script and examples of calls.
+        options: each ``--option`` with its help text.
         section: a section, a single key, or None for everything.
         settings: whether the script takes ``key=value`` settings at all.
 
     Raises:
-        ConfigError: if there is no such section.
+        ConfigError: there is no such section.
     """
     if section is not None and settings:
         return _section(section.replace("-", "_"))
@@ -47,7 +47,7 @@ def page(usage: str, options: Sequence[tuple[str, str]], section: str | None = N
 
 
 def listing() -> str:
-    """The experiments that ship with the project, a line each."""
+    """List the experiments that ship with the project, one per line."""
     from workbench.settings.loader import experiments
 
     return _table("experiments", list(experiments().items()))
@@ -76,7 +76,7 @@ def _section(name: str) -> str:
 
 
 def _block(name: str) -> str:
-    """Return the settings of a section, those of sections inside it left out."""
+    """Return the settings of a section, without those of the sections inside it."""
     rows = [_row(leaf) for leaf in schema.leaves().values() if (leaf.section or TOP_LEVEL) == name]
     return _table(f"{name}: {schema.sections().get(name, 'One experiment.')}", rows)
 
@@ -92,7 +92,7 @@ def _row(leaf: schema.Leaf) -> tuple[str, str]:
 
 
 def _table(title: str, rows: Sequence[tuple[str, str]]) -> str:
-    """Rows of name and text, the text aligned and wrapped to the terminal."""
+    """Format rows of name and text, the text aligned and wrapped to the width of the terminal."""
     width = max(60, min(shutil.get_terminal_size().columns, 120))
     column = max((len(name) for name, _ in rows), default=0) + 4
     bold = "\x1b[1m{}\x1b[0m" if sys.stdout.isatty() else "{}"

@@ -1,4 +1,4 @@
-"""Starting the processes of a run: whether as many run as the settings ask for, and how one of them fails or stops."""
+"""Checks of the number of launched processes, and how a process of a run reports its error and its exit code."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ from dinado.errors import ConfigError, Stopped
 from dinado.ranks import is_launched, rank_and_size
 
 LAST_WORDS = "DINADO_LAST_WORDS"
-"""Names the file in which a process that another one watches leaves what it died of, in place of printing it."""
+"""Environment variable with the file to which a watched process writes its error instead of printing it."""
 
 
 def check_place(devices: int, num_nodes: int) -> None:
-    """Whether as many processes were started as the settings speak of.
+    """Check that as many processes were started as the settings ask for.
 
     Raises:
-        ConfigError: there are more or fewer, or several machines and nobody who started them, or nothing that they
-            could call the run by.
+        ConfigError: the number differs, or the settings ask for several machines without a launcher, or the machines
+            have no common name for the run.
     """
     wanted, started = devices * num_nodes, rank_and_size()[1]
     if is_launched() and started != wanted:
@@ -36,10 +36,10 @@ def check_place(devices: int, num_nodes: int) -> None:
 
 
 def check_alone() -> None:
-    """For commands that one process runs.
+    """Check that a command for a single process was started once.
 
     Raises:
-        ConfigError: several were started.
+        ConfigError: several processes were started.
     """
     if rank_and_size()[1] > 1:
         raise ConfigError(
@@ -48,7 +48,7 @@ def check_alone() -> None:
 
 
 def say(text: str) -> None:
-    """Print an error on stderr, or leave it to the process that watches this one."""
+    """Print an error on stderr, or write it to the file that the watching process reads."""
     file = os.environ.get(LAST_WORDS)
     if file is None:
         print(text, file=sys.stderr, flush=True)
@@ -57,5 +57,5 @@ def say(text: str) -> None:
 
 
 def exit_code_of(stop: KeyboardInterrupt) -> int:
-    """What a process that was asked to stop ends with."""
+    """Return the exit code of a process that was asked to stop."""
     return stop.exit_code if isinstance(stop, Stopped) else 130

@@ -1,4 +1,4 @@
-"""The processes of a run on one machine, where no launcher has started them, and their common end."""
+"""The launcher for the processes of a run on one machine: starts them without torchrun or srun, ends them together."""
 
 from __future__ import annotations
 
@@ -21,22 +21,22 @@ from workbench.launching import LAST_WORDS
 
 PARENT = "DINADO_PARENT"
 GRACE_SECONDS = 30.0
-"""How long a process may take to end when all goes well, or to notice that another one has failed."""
+"""Seconds that a process may take to end after success, or to notice that another one has failed."""
 SHORT_SECONDS = 2.0
-"""The same when something has gone wrong already."""
+"""Seconds that a process may take to end after a failure."""
 STOPPED = (Stopped.exit_code, 130)
 """Exit codes of processes that were asked to stop."""
 
 
 @contextmanager
 def processes(count: int) -> Iterator[None]:
-    """Run the block in ``count`` processes: this one, and others that start with the same command.
+    """Run the block in ``count`` processes: this one, and others that are started with the same command.
 
-    Where a launcher has started them, or one is enough, nothing is done. They end together: when another one fails,
-    this one is interrupted where it stands; when this one is gone, however that came about, the others end themselves.
+    Nothing is started under a launcher, or for a count of 1. The processes end together: when another one fails, this
+    one is interrupted at once; when this one is gone, for whatever reason, the others end themselves.
 
     Raises:
-        ProcessError: in the first process, in the words of another one that failed.
+        ProcessError: in the first process, with the error message of another one that failed.
     """
     if PARENT in os.environ:
         threading.Thread(target=_end_with, args=[int(os.environ[PARENT])], daemon=True).start()
@@ -67,7 +67,7 @@ def processes(count: int) -> Iterator[None]:
 
 
 class _Other:
-    """Another process of this run."""
+    """A process of this run other than the first, started with the same command."""
 
     def __init__(self, rank: int, last_words: Path) -> None:
         self.rank = rank
@@ -83,7 +83,7 @@ class _Other:
         self._process = subprocess.Popen([sys.executable, *script, *sys.argv[1:]], env=environment)
 
     def error(self) -> ProcessError | None:
-        """What it died of, if it is dead and was not asked to stop."""
+        """Return its error, None if it is alive, has ended well or was asked to stop."""
         code = self._process.poll()
         if code in (None, 0, *STOPPED):
             return None
@@ -94,7 +94,7 @@ class _Other:
         return ProcessError(line if code == 2 else f"process {self.rank}: {line}", exit_code=code if code > 0 else 1)
 
     def wait(self, seconds: float) -> bool:
-        """Whether it ends in this time."""
+        """Wait for its end, and tell whether it came in time."""
         try:
             self._process.wait(seconds)
         except subprocess.TimeoutExpired:
@@ -102,7 +102,7 @@ class _Other:
         return True
 
     def end(self, seconds: float) -> None:
-        """Let it finish in this time, or make it; what it has written is whole either way."""
+        """Wait for its end and kill it after the timeout; its files are intact either way."""
         if not self.wait(seconds):
             self._process.kill()
             self._process.wait()
@@ -110,7 +110,7 @@ class _Other:
 
 @contextmanager
 def _interrupted_by(others: list[_Other]) -> Iterator[None]:
-    """Raise in the block, or from what it raises, what another process has died of."""
+    """Raise the error of another process that fails, in the block or from the exception that the block raises."""
     died: list[ProcessError] = []
     over = threading.Event()
 
@@ -119,7 +119,7 @@ def _interrupted_by(others: list[_Other]) -> Iterator[None]:
             died.extend(error for other in others if (error := other.error()) is not None)
             if died:
                 os.kill(os.getpid(), signal.SIGUSR2)
-                # A process that waits inside a library for the others' numbers does not hear it.
+                # The signal's handler does not run while a collective inside a library waits for the other processes.
                 if not over.wait(GRACE_SECONDS):
                     print(f"error: {died[0]}", file=sys.stderr, flush=True)
                     os._exit(1)
@@ -135,7 +135,7 @@ def _interrupted_by(others: list[_Other]) -> Iterator[None]:
     except ProcessError:
         raise
     except Exception as error:
-        # What a collective says when its peer has gone is not what the peer died of.
+        # A collective whose peer is gone raises an error that does not name the peer's own error.
         for other in others:
             if other.wait(SHORT_SECONDS) and (reason := other.error()) is not None:
                 raise reason from error
@@ -146,7 +146,7 @@ def _interrupted_by(others: list[_Other]) -> Iterator[None]:
 
 
 def _end_with(parent: int) -> None:
-    """End this process once the one that started it is gone."""
+    """End this process once its parent process is gone."""
     while os.getppid() == parent:
         time.sleep(1.0)
     os._exit(1)

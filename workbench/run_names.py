@@ -1,4 +1,4 @@
-"""What a run is called on a page of many: its method, and what was set besides the experiment's file."""
+"""Names of runs on W&B: the method, and the settings that the experiment's file does not have."""
 
 from __future__ import annotations
 
@@ -12,17 +12,18 @@ from workbench.settings.loaded import text
 
 FAST_DEV_RUN = "--fast-dev-run"
 LONGEST = 128
-"""Characters that W&B takes for a name or a group."""
+"""Most characters of a name or a group on W&B."""
 
 
 def names(config: Config, experiment: str, words: Sequence[str]) -> tuple[str, str]:
-    """Name and group: ``dinado_soft lr=0.003 seed=2``, and ``<experiment> dinado_soft lr=0.003`` for all of its seeds.
+    """Return name and group, such as ``dinado_soft lr=0.003 seed=2`` and ``<experiment> dinado_soft lr=0.003``.
 
-    Values are those of the configuration, so that ``optim.lr=3e-3`` and ``optim.lr=0.003`` come to one group.
+    All seeds share the group. Values are those of the configuration, so that ``optim.lr=3e-3`` and ``optim.lr=0.003``
+    give the same group.
 
     Args:
-        experiment: name of the experiment, whose own settings go without saying.
-        words: the settings of the command line, ``key=value``, as ``overrides.txt`` keeps them.
+        experiment: name of the experiment; the settings of its file are left out of the names.
+        words: the settings of the command line, ``key=value``, as in ``overrides.txt``.
     """
     given = {word.removeprefix("--").partition("=")[0].replace("-", "_") for word in words}
     keys = [key for key in schema.leaves() if key in given and _is_said(key)]
@@ -36,7 +37,7 @@ def names(config: Config, experiment: str, words: Sequence[str]) -> tuple[str, s
 
 
 def names_of_run(config: Config, folder: Path) -> tuple[str, str]:
-    """The same for the run in ``runs/<experiment>/<run_id>``, from the overrides it keeps."""
+    """Return name and group of the run in ``runs/<experiment>/<run_id>``, from its ``overrides.txt``."""
     file = folder / "overrides.txt"
     words = file.read_text(encoding="utf-8").splitlines() if file.is_file() else []
     return names(config, folder.resolve().parent.name, words)
@@ -47,13 +48,13 @@ def _is_said(key: str) -> bool:
 
 
 def _short(key: str) -> str:
-    """The last word of a key where no other setting ends in it."""
+    """Return the last part of a key where it is unique among all settings, else the whole key."""
     last = key.rpartition(".")[2]
     return last if sum(other.rpartition(".")[2] == last for other in schema.leaves()) == 1 else key
 
 
 def _cut(name: str, longest: int) -> str:
-    """A name that is too long keeps its beginning, and a digest of all of it."""
+    """Shorten a name that is too long to its beginning and a digest of the whole."""
     if len(name) <= longest:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:8]

@@ -1,4 +1,4 @@
-"""What the language model is asked, and the oracle that judges its answers."""
+"""Tasks: prompts for the language model, and the oracle that judges its responses."""
 
 from datamodules.tasks.build_task import build_task
 from datamodules.tasks.task import Task

@@ -1,7 +1,7 @@
-"""The demo: one short sentence about an everyday noun, from a model that rambles. Needs no data and no download.
+"""The demo: one short sentence about an everyday noun, from a model that rambles. It needs no data and no download.
 
-The request asks for something short; the oracle insists: at most fifteen words, the noun among them, and an end.
-300 nouns written for it, 60 of them held out.
+The prompt asks for a short sentence; the oracle enforces it: at most fifteen words, the noun among them, and an end.
+The data are 300 nouns written for the demo, 60 of them held out.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ MAX_WORDS = 15
 
 
 def source(task: TaskConfig, data: DataConfig) -> TaskSource:
-    """Every noun of the demo; the task has no settings of its own."""
+    """Return a prompt for every noun of the demo, and its oracle; the task has no settings of its own."""
     oracle = LengthOracle(max_words=MAX_WORDS) & LexicalOracle()
     return TaskSource(_prompts("train"), _prompts("val"), oracle=oracle, identity=identity)
 

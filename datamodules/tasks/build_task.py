@@ -1,4 +1,4 @@
-"""From a config to a :class:`Task`: load, check, keep training and held-out prompts apart, shuffle, cut."""
+"""Construction of a :class:`Task`: load prompts, check them, keep held-out ones apart, shuffle and cut."""
 
 from __future__ import annotations
 
@@ -23,21 +23,21 @@ log = logging.getLogger(__name__)
 
 
 def build_task(config: Config) -> Task:
-    """The task that ``config.task`` describes, with ``config.oracle`` and cut to ``config.data``.
+    """Build the task that ``config.task`` describes, with ``config.oracle`` and cut to ``config.data``.
 
-    The order is a shuffle with a seed of its own: it does not depend on the training seed, so that runs with several
-    seeds see the same prompts, and the prompts of a smaller cut are a prefix of those of a larger one. Training
-    prompts that ask the same as a held-out prompt are left out, whatever the cut.
+    The shuffle has its own seed and does not depend on the training seed, so that runs with several seeds see the
+    same prompts, and the prompts of a smaller cut are a prefix of those of a larger one. Training prompts that ask the
+    same as a held-out prompt are dropped, whatever the cut.
 
     Raises:
-        DataError: data that is missing, empty, malformed or has prompt ids that are not unique.
-        OracleError: no oracle, or one that cannot be built.
+        DataError: the data are missing, empty or malformed, or prompt ids are not unique.
+        OracleError: there is no oracle, or it cannot be built.
     """
     name = config.task.name
     make: Callable[[TaskConfig, DataConfig], TaskSource] = imported(task_of(config).module)
     source = make(config.task, config.data)
     train = _held_apart(source) if source.identity else source.train
-    # An exact world has one prompt, on both sides; everywhere else an id belongs to one prompt.
+    # An exact world has one prompt, in both splits; in every other task an id belongs to one prompt.
     _check_ids(name, train + source.val if source.identity else train)
     train = _cut(train, config.data.train_prompts, name, "train")
     val = _cut(source.val, config.data.val_prompts, name, "val")
@@ -47,7 +47,7 @@ def build_task(config: Config) -> Task:
 
 
 def _held_apart(source: TaskSource) -> list[Prompt]:
-    """The training prompts that ask nothing the held-out prompts ask."""
+    """Return the training prompts that do not ask the same as a held-out prompt."""
     assert source.identity is not None
     held_out = {source.identity(prompt) for prompt in source.val}
     kept = [prompt for prompt in source.train if source.identity(prompt) not in held_out]
@@ -66,7 +66,7 @@ def _check_ids(name: str, prompts: list[Prompt]) -> None:
 
 
 def _cut(prompts: list[Prompt], count: int, name: str, split: str) -> list[Prompt]:
-    """``count`` prompts in shuffled order, all when ``count`` is 0 or more than there are."""
+    """Return ``count`` prompts in shuffled order, or all when ``count`` is 0 or exceeds their number."""
     if not prompts:
         raise DataError(f"task {name}: no {split} prompts are left; check task.path and the filters under task")
     order = torch.randperm(len(prompts), generator=generator("prompt order", name, split)).tolist()

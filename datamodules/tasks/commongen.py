@@ -1,9 +1,9 @@
 """CommonGen: a sentence that uses all of a few given words (Lin et al. 2020, "CommonGen", Findings of EMNLP).
 
-Read from ``train.jsonl`` and ``dev.jsonl`` (fields ``id``, ``concepts``, ``references``) in ``task.path`` or in
-``<data.root>/commongen``; or, when ``task.path`` is no folder but has the form of a hub name such as
-``allenai/common_gen``, from the Hugging Face hub. The tests replace the download, so the hub's own copy of the data
-may have moved on since this was written.
+The data are read from ``train.jsonl`` and ``dev.jsonl`` (fields ``id``, ``concepts``, ``references``) in ``task.path``
+or in ``<data.root>/commongen``. If ``task.path`` is not a folder but has the form of a hub name such as
+``allenai/common_gen``, they come from the Hugging Face hub. The tests replace the download, so the hub's copy may have
+changed since this was written.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ Rows = Iterable[tuple[str, dict[str, Any]]]
 
 
 def source(task: TaskConfig, data: DataConfig) -> TaskSource:
-    """Concept sets as requests; the dev sets are held out; the oracle asks for every concept in any inflection."""
+    """Return a prompt for every concept set, dev sets held out; the oracle needs every concept, in any inflection."""
     if "{words}" not in task.template:
         raise DataError("task.template has no {words}; put it where the concepts belong")
     if task.path and not Path(task.path).exists() and HUB_NAME.fullmatch(task.path):
@@ -40,7 +40,7 @@ def source(task: TaskConfig, data: DataConfig) -> TaskSource:
 
 
 def identity(prompt: Prompt) -> Hashable:
-    """The concepts as a set: their order asks for nothing else."""
+    """Return the concepts as a set: their order does not change the request."""
     return frozenset(prompt.data["concepts"])
 
 
@@ -74,7 +74,7 @@ def _prompts(rows: Rows, task: TaskConfig) -> list[Prompt]:
 
 
 def _hub_rows(name: str, split: str) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Rows of a hub dataset, whose rows hold one sentence each (``target``) and are grouped by concept set here."""
+    """Yield the rows of a hub dataset, which has one sentence (``target``) per row, grouped by concept set."""
     import datasets
 
     try:

@@ -1,4 +1,4 @@
-"""From the ``oracle`` section to an oracle."""
+"""Construction of the oracle from the ``oracle`` section of the config."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def configured_oracle(settings: OracleConfig, task_oracle: Oracle | None) -> Ora
     """Build the configured oracle from the settings that belong to it.
 
     Args:
-        task_oracle: the oracle that the task brings, if it has one.
+        task_oracle: the task's own oracle, if it has one.
 
     Raises:
         OracleError: a setting that this kind of oracle needs is missing or wrong.

@@ -10,9 +10,9 @@ from workbench.settings.tasks import TaskConfig
 
 
 def source(task: TaskConfig, data: DataConfig) -> TaskSource:
-    """The single prompt (the base encodes it as its begin-of-sequence token 0) and the oracle of ``the settings``.
+    """Return the single prompt (the base encodes it as its begin-of-sequence token 0) and the oracle of the settings.
 
-    Held-out numbers come from fresh rollouts of the same prompt.
+    Held-out metrics come from fresh rollouts of the same prompt.
     """
     dfa = token_dfa(task.vocab_size, list(task.required), list(task.avoided), task.ends_with)
     prompt = Prompt(id="0", text="")

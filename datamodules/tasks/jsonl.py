@@ -1,7 +1,7 @@
-"""Prompts of the user's own, one JSON object a line.
+"""Prompts from the user's own file, one JSON object per line.
 
 Fields: the prompt (``task.prompt_field``), optionally ``id`` and references (``task.references_field``, a text or a
-list of texts). Every other field travels with the prompt in ``Prompt.data``, where the oracle finds it.
+list of texts). Every other field is kept in ``Prompt.data``, where the oracle finds it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from workbench.settings.tasks import TaskConfig
 
 
 def source(task: TaskConfig, data: DataConfig) -> TaskSource:
-    """Prompts of ``task.path``, held-out ones from ``task.val_path`` or else from the end of ``task.path``."""
+    """Return the prompts of ``task.path``; ``task.val_path``, or else the end of ``task.path``, is held out."""
     held_out = data.val_prompts
     if task.path is None:
         raise DataError("task jsonl needs a file of prompts; set task.path")
@@ -35,12 +35,12 @@ def source(task: TaskConfig, data: DataConfig) -> TaskSource:
 
 
 def identity(prompt: Prompt) -> str:
-    """The request without regard to case and spacing."""
+    """Return the text of the prompt, normalised in case and spacing."""
     return " ".join(prompt.text.casefold().split())
 
 
 def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """The objects of a JSON-lines file, each with the place to name in a message; blank lines are skipped.
+    """Yield the objects of a JSON-lines file, each with its place for error messages; blank lines are skipped.
 
     Raises:
         DataError: the file cannot be read, or a line is not a JSON object.
@@ -67,7 +67,7 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def text_of(row: dict[str, Any], field: str, place: str, setting: str) -> str:
-    """A field that must be a text with something in it; ``setting`` says which config key names it."""
+    """Return a field that must be a text that is not blank; ``setting`` is the config key that names the field."""
     if field not in row:
         raise DataError(f"{place} has no field {field!r} ({setting}); it has {', '.join(map(repr, row)) or 'none'}")
     value = row[field]
@@ -77,7 +77,7 @@ def text_of(row: dict[str, Any], field: str, place: str, setting: str) -> str:
 
 
 def texts_of(row: dict[str, Any], field: str, place: str) -> list[str]:
-    """A field that holds a text or a list of texts, [] when it is absent or null."""
+    """Return a field that holds a text or a list of texts; [] when it is absent or null."""
     value = row.get(field)
     texts = [] if value is None else [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):

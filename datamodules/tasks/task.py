@@ -1,4 +1,4 @@
-"""What a task is, and what each task's own file hands to :func:`datamodules.tasks.build_task.build_task`."""
+"""A task, and the source of it that each task's module gives to :func:`datamodules.tasks.build_task.build_task`."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ class Task:
     Attributes:
         name: the task's name in the config.
         train_prompts: prompts whose rollouts are trained on.
-        val_prompts: held-out prompts; no request occurs on both sides (exact worlds have a single prompt, on both).
+        val_prompts: held-out prompts; no request is in both splits (exact worlds have a single prompt, in both).
         oracle: C(c, y) in [0, 1].
-        has_references: every prompt has at least one reference text.
+        has_references: whether every prompt has at least one reference text.
     """
 
     name: str
@@ -30,14 +30,14 @@ class Task:
 
 @dataclass(frozen=True)
 class TaskSource:
-    """Everything a task offers, in its own order, before it is checked, shuffled and cut to size.
+    """The prompts and the oracle of a task in their original order, before they are checked, shuffled and cut.
 
     Attributes:
         train: prompts for training.
         val: held-out prompts.
-        oracle: the oracle that comes with the task; None when the user has to name one.
-        identity: two prompts with equal identity ask the same thing, and may not be on both sides; None for a task
-            that has one prompt only.
+        oracle: the task's own oracle; None when the user has to configure one.
+        identity: prompts with equal identity ask the same thing and may not be in both splits; None for a task with
+            a single prompt.
     """
 
     train: list[Prompt]

@@ -1,1 +1,1 @@
-"""Pretrained language models behind one protocol, and where they come from."""
+"""Frozen pretrained language models behind one interface, and functions that load or build them."""

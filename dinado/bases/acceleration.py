@@ -1,8 +1,8 @@
-"""Time and memory of decoder layers: compiling them, and recomputing them in the backward pass.
+"""Compilation and gradient checkpointing of decoder layers.
 
-transformers' own gradient checkpointing does without a cache, and only in training mode. Here the cache is what lets
-rollouts share their prompt, and a frozen base stays in evaluation mode, so layers are recomputed one by one with the
-keys and values that they saw.
+The gradient checkpointing of transformers works without a cache and in training mode only. Here rollouts share their
+prompt through the cache, and a frozen base stays in evaluation mode. Layers are therefore recomputed one by one, each
+with the keys and values that it saw in the forward pass.
 """
 
 from __future__ import annotations
@@ -21,19 +21,19 @@ from dinado.errors import UserError
 
 
 def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """The layers of a transformer, in order; none for a model that is none."""
+    """Return the layers of a transformer, in order; an empty list for any other model."""
     return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
 
 
 def compile_layers(model: nn.Module) -> None:
-    """Compile every layer in place, for any batch and length: one graph serves all layers of a kind.
+    """Compile every layer in place, for any batch size and length; all layers of a kind share one graph.
 
-    A layer's own keys and values go in and out as tensors. A graph that reached into the cache would be made for one
-    layer number, and a deep model would soon have more graphs than torch keeps.
+    A layer's keys and values enter and leave the graph as tensors. A graph that reached into the cache would be
+    specialised to one layer number, and a deep model would soon exceed torch's limit of graphs.
     """
-    import torch._dynamo  # takes a second
+    import torch._dynamo  # the import takes a second
 
-    # With and without adapters, gradients, and keys that were there before: more ways to run a layer than torch's 8.
+    # A layer runs with or without adapters, gradients and earlier keys: more variants than torch's limit of 8.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled = torch.compile(_apart, dynamic=True)
     for index, layer in enumerate(decoder_layers(model)):
@@ -41,10 +41,10 @@ def compile_layers(model: nn.Module) -> None:
 
 
 def checkpoint_layers(model: nn.Module) -> None:
-    """Keep only what goes into each layer and its keys and values; the rest is computed again in the backward pass.
+    """Keep only the input, keys and values of each layer, and recompute the rest in the backward pass.
 
     Raises:
-        UserError: the model has no layers to do that for.
+        UserError: the model has no transformer layers.
     """
     layers = decoder_layers(model)
     if not layers:
@@ -54,13 +54,13 @@ def checkpoint_layers(model: nn.Module) -> None:
 
 
 class _OneLayer:
-    """The part of a cache that one layer sees: appends without touching the rest."""
+    """The keys and values of one layer, which are extended without touching the rest of the cache."""
 
     def __init__(self, keys: Tensor | None, values: Tensor | None) -> None:
         self.keys, self.values = keys, values
 
     def update(self, keys: Tensor, values: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Keys and values so far, the new ones included."""
+        """Append keys and values; return all of them so far."""
         self.keys = keys if self.keys is None else torch.cat([self.keys, keys], -2)
         self.values = values if self.values is None else torch.cat([self.values, values], -2)
         return self.keys, self.values
@@ -73,7 +73,7 @@ Outcome = tuple[Any, Tensor | None, Tensor | None]
 def _apart(
     inner: Inner, keys: Tensor | None, values: Tensor | None, cached: bool, hidden: Tensor, arguments: dict[str, Any]
 ) -> Outcome:
-    """What a layer gives, and its keys and values afterwards; these are nothing without a cache."""
+    """Run a layer; return its output, and its keys and values afterwards, which are None without a cache."""
     own = _OneLayer(keys, values)
     out = inner(hidden_states=hidden, past_key_values=own if cached else None, **arguments)
     return out, own.keys, own.values
@@ -88,12 +88,15 @@ def _is_training(layer: Any) -> bool:
 
 
 def _grows_by_copying(layer: Any) -> bool:
-    """Not while sampling, where keys and values grow in place and every step is too short to gain by a graph."""
+    """Tell whether a layer's cache grows by copying, or is absent.
+
+    While sampling, keys and values grow in place, and a step is too short to gain from a graph.
+    """
     return layer is None or type(layer) is DynamicLayer
 
 
 def _with_own_cache(inner: Inner, index: int, call: Callable[..., Outcome], when: Callable[[Any], bool]) -> Inner:
-    """A layer's forward that goes through ``call`` (as :func:`_apart` does) where ``when`` says so of its cache."""
+    """Return a layer's forward that goes through ``call`` (see :func:`_apart`) where ``when`` holds for its cache."""
     signature = inspect.signature(inner)
 
     def forward(*args: Any, **kwargs: Any) -> Any:

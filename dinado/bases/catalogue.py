@@ -1,4 +1,4 @@
-"""From the name in a config to something ``from_pretrained`` understands."""
+"""Resolution of a base's name in the config to an argument of ``from_pretrained``."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from dinado.bases import smollm2
 
 
 def resolve_base(name: str, cache: Path | str) -> str:
-    """Path or hub name of a base model.
+    """Return the path or hub name of a base model.
 
     ``smollm2-135m-instruct`` becomes its converted folder, made on first use under ``<cache>/models``; an existing
-    folder becomes its absolute path; anything else is taken as a hub name and returned unchanged.
+    folder becomes its absolute path; any other name is a hub name and is returned unchanged.
 
     Raises:
-        DataError: the model had to be fetched and could not be.
+        DataError: the model could not be fetched.
     """
     if name == smollm2.NAME:
         return str(smollm2.smollm2_folder(Path(cache)))

@@ -1,7 +1,7 @@
 """The pretrained language model p(y|c), frozen, behind one interface.
 
-Everything else asks a :class:`BaseLM` for states aligned with response tokens and for its output head, and never
-for how the model attends, so a base with an encoder needs only another implementation of :meth:`BaseLM.states`.
+The rest of the package reads from a :class:`BaseLM` only its output head and states aligned with response tokens, so
+a base with an encoder needs only another implementation of :meth:`BaseLM.states`.
 """
 
 from __future__ import annotations
@@ -25,24 +25,24 @@ from dinado.prompt import Prompt
 
 
 class InStep(Protocol):
-    """What keeps ranks that hold shards of one base in step (dinado/bases/sharding.py)."""
+    """Synchronisation of the ranks that hold shards of one base (dinado/bases/sharding.py)."""
 
     def in_step(self, answer: Callable[[Tensor], None] | None = None) -> AbstractContextManager[None]:
-        """Run a block in which ranks run the base unequal numbers of times."""
+        """Return a context in which ranks may run the base unequal numbers of times."""
 
 
 Switch = Callable[[nn.Module, bool], AbstractContextManager[None]]
-"""Switches what was injected into a model on (True) or off for a while."""
+"""A function that returns a context in which the adapters in a model are on (True) or off."""
 
 
 @dataclass
 class LMStates:
-    """What the base computed about a batch.
+    """Hidden states of a batch from the base.
 
     Attributes:
         hidden_BTD: last hidden states; row t predicts response token t.
-        prompt_mask_PS: where prompt positions are real.
-        prompt_taps, response_taps: for each requested depth, states at prompt positions ``[P, S, D]`` and at the
+        prompt_mask_PS: 1 where a prompt position is real.
+        prompt_taps, response_taps: for each requested depth, states at prompt positions ``[P, S, D]`` and at all
             response tokens but the last ``[B, T - 1, D]``.
     """
 
@@ -61,10 +61,10 @@ class BaseLM(nn.Module):
         temperature: p = softmax(logits / temperature).
         chat_template: wrap prompts in the tokenizer's chat template when it has one.
         system_prompt: system message of the template; None keeps the template's default.
-        name: how reports call it.
+        name: the name of the base in reports.
 
     Attributes:
-        shards: what holds the layers together where they lie on several processes (dinado/bases/sharding.py).
+        shards: synchronises the ranks that hold shards of the layers (dinado/bases/sharding.py); None if unsharded.
     """
 
     model: Any
@@ -98,7 +98,7 @@ class BaseLM(nn.Module):
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else pad
         self._check_head()
-        # Taken before any adapter is added, so that it names the pretrained weights alone.
+        # Computed before any adapter is added, so that it covers the pretrained weights alone.
         self._weights_digest = self._digest()
 
     @classmethod
@@ -131,17 +131,17 @@ class BaseLM(nn.Module):
         return super().train(False)
 
     def add_switch(self, switch: Switch) -> None:
-        """Register how what was injected into the model is switched on and off."""
+        """Register the switch of adapters that were injected into the model."""
         if switch not in self._switches:
             self._switches.append(switch)
 
     def remove_switch(self, switch: Switch) -> None:
-        """Forget a switch whose adapters are gone."""
+        """Remove the switch of adapters that have been removed."""
         self._switches.remove(switch)
 
     @contextmanager
     def adapters(self, *, on: bool) -> Iterator[None]:
-        """Switch everything that was injected into the model on or off for a while, if anything was."""
+        """Switch all adapters in the model on or off within the context."""
         with ExitStack() as stack:
             for switch in self._switches:
                 stack.enter_context(switch(self.model, on))
@@ -149,50 +149,50 @@ class BaseLM(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weights are."""
+        """The device of the weights."""
         return next(self.model.parameters()).device
 
     def in_step(self, answer: Callable[[Tensor], None] | None = None) -> AbstractContextManager[None]:
         """Enter a block in which ranks may run the base unequal numbers of times.
 
-        A rank that is done keeps serving the collectives of the others. Nothing is done where each rank has all layers;
-        see :meth:`dinado.bases.sharding.Shards.in_step`.
+        A rank that is done keeps serving the collectives of the others. The context has no effect where each rank has
+        all layers; see :meth:`dinado.bases.sharding.Shards.in_step`.
         """
         return nullcontext() if self.shards is None else self.shards.in_step(answer)
 
     @property
     def hidden_size(self) -> int:
-        """D."""
+        """The width D of the hidden states."""
         return self.model.get_output_embeddings().weight.shape[1]
 
     @property
     def vocab_size(self) -> int:
-        """V, rows of the output embedding."""
+        """The vocabulary size V: the number of rows of the output embedding."""
         return self.model.get_output_embeddings().weight.shape[0]
 
     @property
     def num_layers(self) -> int:
-        """Layers that keep keys and values."""
+        """The number of layers, each with keys and values."""
         return self.model.config.num_hidden_layers
 
     def layer(self, depth: float) -> int:
-        """The layer at a depth given as a fraction; 0 is the token embeddings."""
+        """Return the layer number at a depth given as a fraction; 0 is the token embeddings."""
         return round(depth * self.num_layers)
 
     @property
     def head(self) -> Head:
-        """Output embedding with the base temperature folded in; adapters on it are left out."""
+        """The output embedding with the base temperature folded in, without adapters."""
         out = self.model.get_output_embeddings()
         return Head(out.weight, out.bias, 1.0 / self.temperature)
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever p(y|c) does: weights, tokenizer, temperature, template."""
+        """A hash that changes whenever p(y|c) does; it covers weights, tokenizer, temperature and template."""
         parts = (self._weights_digest, self.temperature, self.chat_template, self.system_prompt, self.eos_ids)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-        """Token ids and mask ``[P, S]``, left-padded; an empty prompt is the beginning-of-sequence token."""
+        """Return token ids and mask ``[P, S]``, left-padded; an empty prompt becomes a beginning-of-sequence token."""
         rows = [self._encode(prompt) for prompt in prompts]
         width = max(map(len, rows))
         ids_PS = torch.full((len(rows), width), self.pad_id, dtype=torch.long)
@@ -203,11 +203,11 @@ class BaseLM(nn.Module):
         return ids_PS, mask_PS
 
     def decode(self, tokens: Sequence[int]) -> str:
-        """Text of a response, special tokens left out."""
+        """Return the text of a response without special tokens."""
         return self.tokenizer.decode(list(tokens), skip_special_tokens=True).strip()
 
     def states(self, batch: RolloutBatch, taps: Sequence[float] = (), *, grad: bool = False) -> LMStates:
-        """Hidden states of a batch as the model stands now, adapters included if they are switched on.
+        """Return the hidden states of a batch, with adapters if they are switched on.
 
         Args:
             taps: depths to return as well, fractions of the layers (0 token embeddings, 1 the last layer).
@@ -235,13 +235,13 @@ class BaseLM(nn.Module):
                 batch.response_mask_BT[:, :-1],
             )
             hidden_BTD = align(ran.at_prompt[0], ran.at_response[0], batch.prompt_of_row_B)
-        for nothing in answers:  # part of the graph, so that the backward pass comes by as often as that of the others
+        for nothing in answers:  # part of the graph, so that all ranks run equally many backward passes
             hidden_BTD = hidden_BTD + nothing
         return LMStates(hidden_BTD, ran.prompt_mask_PS, list(ran.at_prompt[1:]), list(ran.at_response[1:]))
 
     @torch.no_grad()
     def log_probs(self, batch: RolloutBatch) -> Tensor:
-        """Full-base log-probability of every response token, ``[B, T]`` float32, 0 on padding."""
+        """Return the full-base log-probability of every response token, ``[B, T]`` float32, 0 on padding."""
         hidden_BTD, tokens_BT1 = self.states(batch).hidden_BTD, batch.response_BT[..., None]
         return token_log_probs(hidden_BTD, self.head, tokens_BT1, batch.response_mask_BT)[..., 0]
 
@@ -258,7 +258,7 @@ class BaseLM(nn.Module):
 
     def _check_head(self) -> None:
         """Refuse models whose logits are not a linear map of the last hidden state."""
-        # Several tokens: the end token may also pad, its state may then be zero, and zero is linear in anything.
+        # Several tokens, because an end token that also pads may have a zero state, which fits any linear map.
         ids = torch.arange(min(16, self.vocab_size), device=self.device)[None]
         with torch.no_grad():
             kwargs = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
@@ -275,7 +275,7 @@ class BaseLM(nn.Module):
         digest = hashlib.sha256()
         for name, parameter in sorted(self.model.named_parameters()):
             flat = parameter.detach().reshape(-1)
-            # A few thousand values a tensor tell models apart and cost nothing.
+            # A few thousand values of each tensor are enough to tell models apart, and cheap to hash.
             probe = flat[:: max(1, flat.numel() // 2048)].float().cpu().numpy()
             digest.update(f"{name}{tuple(parameter.shape)}".encode())
             digest.update(probe.tobytes())

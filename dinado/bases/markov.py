@@ -1,4 +1,4 @@
-"""An order-1 Markov language model that is an ordinary transformers model, so that exact answers meet real code.
+"""An order-1 Markov language model as an ordinary transformers model, to compare the real code with exact answers.
 
 Axes: B batch, T tokens, V vocabulary (also the hidden width).
 """
@@ -33,13 +33,15 @@ from dinado.oracles.tokens import EOS
 from dinado.seeding import generator
 
 EOS_LOGIT = 1.4
-"""Logit of ending after any token. Responses over 12 tokens then have about 5, and two given ones rarely both occur."""
+"""Logit of the end token after any token.
+
+With a vocabulary of 12, responses then have about 5 tokens, and two given tokens rarely both occur."""
 
 
 class MarkovConfig(PreTrainedConfig):
-    """Shape of a :class:`MarkovForCausalLM`; ``hidden_size`` is the vocabulary size by construction.
+    """The configuration of a :class:`MarkovForCausalLM`; ``hidden_size`` is the vocabulary size by construction.
 
-    The token that ends a response also begins it (it is the whole prompt of an exact world) and pads.
+    The token that ends a response also begins it (it is the whole prompt of an exact world) and pads it.
     """
 
     model_type = "dinado_markov"
@@ -65,7 +67,7 @@ class MarkovPreTrainedModel(PreTrainedModel):
 
     @torch.no_grad()
     def _init_weights(self, module: nn.Module) -> None:
-        """Identity embeddings and a uniform transition table."""
+        """Initialise the embeddings to the identity and the transition table to uniform."""
         if isinstance(module, nn.Embedding):
             init.eye_(module.weight)
         elif isinstance(module, nn.Linear):
@@ -73,7 +75,7 @@ class MarkovPreTrainedModel(PreTrainedModel):
 
 
 class MarkovModel(MarkovPreTrainedModel):
-    """The body: the hidden state of a token is its one-hot vector, whatever came before."""
+    """The body of the model; the hidden state of a token is its one-hot vector, independent of earlier tokens."""
 
     def __init__(self, config: MarkovConfig) -> None:
         super().__init__(config)
@@ -92,14 +94,14 @@ class MarkovModel(MarkovPreTrainedModel):
         output_hidden_states: bool | None = None,
         **kwargs: Any,
     ) -> BaseModelOutputWithPast:
-        """One-hot hidden states ``[B, T, V]``; ``attention_mask`` and ``position_ids`` change nothing at order 1."""
+        """Return one-hot hidden states ``[B, T, V]``; ``attention_mask`` and ``position_ids`` have no effect."""
         hidden_BTV = self.embed_tokens(input_ids) if inputs_embeds is None else inputs_embeds
         if use_cache is None:
             use_cache = self.config.use_cache
         if use_cache:
             if past_key_values is None:
                 past_key_values = DynamicCache(config=self.config)
-            # There is nothing to remember, but generate() reads how far it has come from the length of the cache.
+            # The model needs no cache, but generate() reads its position from the length of the cache.
             key_B1T1 = hidden_BTV.new_zeros(hidden_BTV.shape[0], 1, hidden_BTV.shape[1], 1)
             past_key_values.update(key_B1T1, key_B1T1.clone(), 0)
         if output_hidden_states is None:
@@ -112,7 +114,7 @@ class MarkovModel(MarkovPreTrainedModel):
 
 
 class MarkovForCausalLM(MarkovPreTrainedModel, GenerationMixin):
-    """``logits[v] = table[last, v]``: the body's one-hot vector picks a row of the transposed output embedding."""
+    """A model with ``logits[v] = table[last, v]``; the one-hot state picks a row of the transposed output embedding."""
 
     def __init__(self, config: MarkovConfig) -> None:
         super().__init__(config)
@@ -133,7 +135,7 @@ class MarkovForCausalLM(MarkovPreTrainedModel, GenerationMixin):
         logits_to_keep: int | Tensor = 0,
         **kwargs: Any,
     ) -> CausalLMOutputWithPast:
-        """Next-token logits ``[B, T, V]``, and the mean cross entropy of ``labels`` (shifted here) if given."""
+        """Return next-token logits ``[B, T, V]``, and the mean cross entropy of ``labels`` (shifted here) if given."""
         outputs = self.model(
             input_ids, attention_mask, position_ids, past_key_values, inputs_embeds, use_cache, **kwargs
         )
@@ -150,20 +152,21 @@ class MarkovForCausalLM(MarkovPreTrainedModel, GenerationMixin):
         )
 
 
-# So that a saved exact world loads through the Auto classes like any other checkpoint.
+# A saved exact world then loads through the Auto classes like any other checkpoint.
 AutoConfig.register(MarkovConfig.model_type, MarkovConfig, exist_ok=True)
 AutoModel.register(MarkovConfig, MarkovModel, exist_ok=True)
 AutoModelForCausalLM.register(MarkovConfig, MarkovForCausalLM, exist_ok=True)
 
 
 def transition_table(vocab_size: int, seed: int, required: Sequence[int] = (), rarity: float = 0.0) -> Tensor:
-    """Logits ``[V (last token), V (next token)]`` of the seeded world.
+    """Return the transition logits ``[V (last token), V (next token)]`` of the seeded world.
 
-    Standard normal, except that ending has the logit ``EOS_LOGIT`` after every token; ``rarity`` is added to the
-    columns of the ``required`` tokens, so a negative one makes them, and the oracle that asks for them, rare.
+    They are standard normal, but the end token has the logit ``EOS_LOGIT`` after every token. ``rarity`` is added to
+    the columns of the ``required`` tokens; a negative value makes them rare, and success with an oracle that asks for
+    them.
 
     Raises:
-        ConfigError: fewer than two tokens, or a required token that is not a word of this vocabulary.
+        ConfigError: fewer than two tokens, or a required token that is not one of 1 to V - 1.
     """
     if vocab_size < 2:
         raise ConfigError(f"task.vocab_size={vocab_size}: a vocabulary needs the end token and at least one other")
@@ -178,7 +181,7 @@ def transition_table(vocab_size: int, seed: int, required: Sequence[int] = (), r
 
 
 def build_word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
-    """A word-level tokenizer: ``"<eos>"`` is token 0 and ``"1" .. "V-1"`` are themselves; it pads on the left.
+    """Return a word-level tokenizer: ``"<eos>"`` is token 0, ``"1" .. "V-1"`` are themselves; it pads on the left.
 
     ``decode([3, 7, 0])`` is ``"3 7 <eos>"``, or ``"3 7"`` with special tokens skipped. An unknown word is an error.
     """
@@ -198,12 +201,12 @@ def build_word_tokenizer(vocab_size: int) -> PreTrainedTokenizerFast:
 def build_markov(
     vocab_size: int, seed: int, required: Sequence[int] = (), rarity: float = 0.0
 ) -> tuple[MarkovForCausalLM, PreTrainedTokenizerFast]:
-    """The seeded base of :func:`transition_table` as a model in eval mode, and its tokenizer.
+    """Return the seeded base of :func:`transition_table` as a model in eval mode, and its tokenizer.
 
-    The global random stream is left as it was.
+    The global random state is left unchanged.
 
     Raises:
-        ConfigError: as :func:`transition_table`.
+        ConfigError: see :func:`transition_table`.
     """
     table_VV = transition_table(vocab_size, seed, required, rarity)
     with torch.random.fork_rng(devices=[]), torch.no_grad():

@@ -1,11 +1,11 @@
-"""A base that does not fit one device: its layers lie in parts on several, and come together one at a time (FSDP2).
+"""Sharding of a base that does not fit one device: its layers are split over ranks and gathered one by one (FSDP2).
 
-Only what is frozen is shared out. What is trained is small, stays whole on every process and goes DDP's way, as do
-checkpoints. Embeddings and output head stay whole as well, because objectives read the head a chunk at a time.
+Only frozen weights are sharded. Trained weights are small and stay whole on every rank; they are synchronised and
+saved as with DDP. Embeddings and output head stay whole as well, because objectives read the head a chunk at a time.
 
-Layers come together by collectives, so all processes have to pass through the base equally often. They would not: texts
-end sooner or later, shares of the work differ, and so does the number of passes that a batch takes. Hence a process
-that is done with its own passes goes on answering those of the others (:meth:`Shards.in_step`).
+Layers are gathered by collectives, so all ranks have to run the base equally often. By themselves they would not:
+responses differ in length, ranks in their share of the work, and batches in the number of passes. A rank that is done
+with its own passes therefore keeps serving the collectives of the others (:meth:`Shards.in_step`).
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ from dinado.errors import UserError
 
 
 class Shards:
-    """What keeps the processes that hold parts of one base in step.
+    """The synchronisation of the ranks that hold shards of one base.
 
     Args:
-        body: the transformer below the output head; every pass of the base goes through it once.
-        group: the processes that hold a part, for numbers on the CPU.
+        body: the transformer below the output head; every pass of the base runs it once.
+        group: the process group of the ranks that hold a shard, for tensors on the CPU.
     """
 
     def __init__(self, body: nn.Module, group: dist.ProcessGroup) -> None:
@@ -42,14 +42,14 @@ class Shards:
 
     @contextmanager
     def in_step(self, answer: Callable[[Tensor], None] | None = None) -> Iterator[None]:
-        """Run a block in which processes pass through the base as often as each of them likes.
+        """Run a block in which ranks may run the base unequal numbers of times.
 
-        All of them enter and leave it together. The block must not wait for another process in any other way. A block
-        inside such a block is part of that.
+        All ranks enter and leave the block together. The block must not wait for another rank in any other way. A
+        nested block is part of the outer one.
 
         Args:
-            answer: passes through the base with the shortest text there is, token ids ``[1, 1]``, when another process
-                does; None passes without gradient.
+            answer: runs the base on the shortest text, token ids ``[1, 1]``, when another rank runs the base; None
+                runs it without gradient.
         """
         if self._announces:
             yield
@@ -68,7 +68,7 @@ class Shards:
             self._sum(1)
 
     def _sum(self, number: int) -> int:
-        """The sum over the processes: how many of them are about to pass through the base."""
+        """Return the sum of a number over the ranks: how many of them are about to run the base."""
         total = torch.tensor(number)
         dist.all_reduce(total, group=self._group)
         return int(total)
@@ -82,16 +82,16 @@ class Shards:
 
 
 def shard_base(base: BaseLM, processes: int, device: torch.device) -> None:
-    """Leave each of a machine's processes its part of every layer of a base; adapters in them stay whole.
+    """Shard every layer of a base over the processes of a machine; adapters stay whole.
 
     Args:
-        base: not yet on the device, which holds one whole layer at a time, and with the adapters that it is to have:
-            peft would take the sizes of a part for those of a layer.
-        processes: how many of them share a base, those of one machine: nothing of it crosses the network.
-        device: where this process computes; what stays whole is still to be moved there.
+        base: not yet on the device, which holds one whole layer at a time. Its adapters are injected already, because
+            peft would take the sizes of a shard for those of a layer.
+        processes: the number of processes that share a base, all on one machine, so that no weights cross the network.
+        device: where this process computes; the unsharded weights are still to be moved there.
 
     Raises:
-        UserError: the model has no layers to do that with.
+        UserError: the model has no transformer layers.
     """
     layers, body = decoder_layers(base.model), base.model.base_model
     if not layers:
@@ -102,17 +102,17 @@ def shard_base(base: BaseLM, processes: int, device: torch.device) -> None:
     whole = {p for p in base.model.parameters() if p.requires_grad or id(p) not in inside}
     for layer in layers:
         fully_shard(layer, mesh=mesh, ignored_params=whole)
-    # The root holds nothing itself; it lets the next layer come while one computes.
+    # The root shards nothing itself; it prefetches the next layer while one computes.
     known = type(body)
     fully_shard(body, mesh=mesh, ignored_params=whole)
-    # FSDP2 makes another class of it, and transformers knows by the name of a class which states it can hand out.
+    # FSDP2 changes the class of the body, and transformers looks up by class name which states it can return.
     type(body).__module__, type(body).__qualname__ = known.__module__, known.__qualname__
     group, _ = dist.new_subgroups(processes, backend="gloo")
     base.shards = Shards(body, group)
 
 
 def bytes_held(model: nn.Module) -> tuple[int, int]:
-    """Bytes of a model's weights that this process holds, and of all of it."""
+    """Return the bytes of a model's weights that this process holds, and those of the whole model."""
     held = total = 0
     for parameter in model.parameters():
         here = parameter.to_local() if isinstance(parameter, DTensor) else parameter

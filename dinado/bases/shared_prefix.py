@@ -1,4 +1,4 @@
-"""Run a causal transformer on several responses to one prompt, and read what they share only once.
+"""Forward passes over several responses to one prompt that compute the shared tokens only once.
 
 Axes: P prompts, S prompt tokens (left-padded), B responses, T response tokens (right-padded), D width.
 """
@@ -17,7 +17,7 @@ Body = Callable[..., tuple[Tensor, ...]]
 
 
 def positions_PS(mask_PS: Tensor) -> Tensor:
-    """Position ids that count real tokens only, so that left padding changes nothing."""
+    """Return position ids that count real tokens only, so that left padding has no effect."""
     return (mask_PS.cumsum(1) - 1).clamp_min(0)
 
 
@@ -27,7 +27,7 @@ class SharedRun(NamedTuple):
     Attributes:
         at_prompt: one tensor ``[P, S, ...]`` for each output, valid where ``prompt_mask_PS`` is 1.
         at_response: one tensor ``[B, R, ...]`` for each output.
-        prompt_mask_PS: where prompt positions are real in ``at_prompt``; padding may lie behind a common beginning.
+        prompt_mask_PS: 1 where a position of ``at_prompt`` is real; padding may follow a common prefix.
     """
 
     at_prompt: tuple[Tensor, ...]
@@ -43,16 +43,16 @@ def run_shared(
     response: Tensor,
     response_mask_BR: Tensor,
 ) -> SharedRun:
-    """Outputs of ``body`` at every prompt position and at every given response position.
+    """Return the outputs of ``body`` at every prompt position and at every given response position.
 
-    What all prompts begin with (a chat template's system message, an instruction) is read once, every prompt once,
-    and only responses once each. Gradients flow through the cached parts.
+    The common prefix of all prompts (a chat template's system message, an instruction) is computed once for all, and
+    each prompt once for all its responses. Gradients flow through the cache.
 
     Args:
         body: ``body(inputs, attention_mask=, position_ids=, past_key_values=)`` -> tensors ``[N, L, ...]``; it
             appends its keys and values to the cache.
         prompt: token ids ``[P, S]`` or features ``[P, S, F]``.
-        response: what follows the prompt, ``[B, R]`` or ``[B, R, F]``; R may be 0.
+        response: token ids ``[B, R]`` or features ``[B, R, F]`` that follow the prompt; R may be 0.
     """
     cache = DynamicCache()
     common = common_prefix(prompt, prompt_mask_PS) if prompt.ndim == 2 else 0
@@ -64,7 +64,7 @@ def run_shared(
         ones_1C = torch.ones_like(beginning_1C)
         first = body(beginning_1C, attention_mask=ones_1C, position_ids=positions_PS(ones_1C), past_key_values=cache)
         cache.batch_select_indices(torch.zeros(len(prompt), dtype=torch.long, device=prompt.device))
-        # Dropping the beginning of every left-padded row leaves its last tokens where they are.
+        # Rows are left-padded, so cutting the same leading columns keeps the last tokens of each in place.
         columns = torch.arange(prompt.shape[1], device=prompt.device)
         own_PS = (columns >= (prompt_mask_PS == 0).sum(1, keepdim=True) + common).long()[:, common + start :]
         prompt = prompt[:, common + start :]
@@ -99,10 +99,10 @@ def run_shared(
 
 
 def similar_lengths(mask_BR: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
-    """Rows in order of length, and that order cut in two where most padding is saved; one piece where none is.
+    """Sort rows by length and cut the order in two where that saves most padding, or not at all.
 
     Returns:
-        The order, and for each piece its rows and the width that holds the longest of them.
+        The order, and for each piece its rows and the width of the longest of them.
     """
     length_B = (mask_BR * torch.arange(1, mask_BR.shape[1] + 1, device=mask_BR.device)).amax(1)
     order_B = length_B.argsort(stable=True)
@@ -110,7 +110,7 @@ def similar_lengths(mask_BR: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
     rows = torch.arange(1, len(sorted_B), device=sorted_B.device)
     cost = rows * sorted_B[:-1] + (len(sorted_B) - rows) * sorted_B[-1]
     widest = int(sorted_B[-1])
-    # A second pass has a price of its own; it is worth a tenth of the work.
+    # A second pass has an overhead; it has to save a tenth of the work.
     if not len(cost) or int(cost.min()) > 0.9 * len(sorted_B) * widest:
         return order_B, [(order_B, widest)]
     cut = int(cost.argmin()) + 1
@@ -118,7 +118,7 @@ def similar_lengths(mask_BR: Tensor) -> tuple[Tensor, list[tuple[Tensor, int]]]:
 
 
 def selected(cache: DynamicCache, rows: Tensor) -> DynamicCache:
-    """A new cache with some rows of another, which stays as it is; gradients flow."""
+    """Return a new cache with some rows of another, which is left unchanged; gradients flow."""
     copy = DynamicCache()
     for index, layer in enumerate(cache.layers):
         copy.update(layer.keys[rows], layer.values[rows], index)
@@ -126,7 +126,7 @@ def selected(cache: DynamicCache, rows: Tensor) -> DynamicCache:
 
 
 def common_prefix(ids_PS: Tensor, mask_PS: Tensor) -> int:
-    """Number of tokens with which all left-padded prompts begin, short of each one's last token; 0 for one prompt."""
+    """Count the tokens that all left-padded prompts begin with, leaving each at least one token; 0 for one prompt."""
     if len(ids_PS) == 1:
         return 0
     lengths_P = mask_PS.sum(1)
@@ -139,5 +139,5 @@ def common_prefix(ids_PS: Tensor, mask_PS: Tensor) -> int:
 
 
 def align(at_prompt_PSD: Tensor, at_response_BRD: Tensor, prompt_of_row_B: Tensor) -> Tensor:
-    """States ``[B, R + 1, D]`` whose row t predicts response token t: the prompt's last state, then the response's."""
+    """Return states ``[B, R + 1, D]`` whose row t predicts token t: the prompt's last state, then the response's."""
     return torch.cat([at_prompt_PSD[prompt_of_row_B, -1:], at_response_BRD], 1)

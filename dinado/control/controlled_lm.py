@@ -1,7 +1,7 @@
 """The controlled model q proportional to p * R^alpha as a transformers model with ``generate()``.
 
-Base and oracle network share one cache object: the base's layers come first, the network's behind them, so whatever
-``generate`` does to the cache (beam reordering, batch selection) it does to both. A policy decodes alone.
+Base and oracle network share one cache object, with the network's layers after the base's, so that cache operations of
+``generate`` (beam reordering, batch selection) apply to both. A policy decodes without the base.
 
 Axes: N rows, L new positions, V vocabulary, D width.
 """
@@ -22,11 +22,11 @@ from dinado.parameters.parameterisation import Parameterisation
 
 
 class ControlledLM(PreTrainedModel, GenerationMixin):
-    """Decode with p * R^alpha.
+    """A transformers model that decodes with p * R^alpha.
 
     Args:
-        scores: what was trained.
-        alpha: control strength; 0 is the base, 1 the trained model. Policies with alpha other than 1 run the base too.
+        scores: the trained parameterisation.
+        alpha: control strength; 0 is the base, 1 the trained model. A policy with another alpha runs the base too.
     """
 
     _supports_sdpa = True
@@ -68,12 +68,12 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         logits_to_keep: int = 0,
         **unused: Any,
     ) -> CausalLMOutputWithPast:
-        """Next-token logits of q (log-probabilities up to a constant), ``[N, L, V]`` float32.
+        """Return next-token logits of q (log-probabilities up to a constant), ``[N, L, V]`` float32.
 
         Args:
             attention_mask: ``[N, past + L]``, 0 on left padding.
-            position_ids: taken from the mask when not given.
-            logits_to_keep: form logits for this many last positions only; 0 for all.
+            position_ids: computed from the mask if not given.
+            logits_to_keep: number of last positions to compute logits for; 0 for all.
         """
         cache = past_key_values if past_key_values is not None else DynamicCache()
         length = input_ids.shape[1]

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 
 class NormHead(nn.Module):
-    """Logit of the step-wise norm from states: Linear, ReLU, Linear without bias; 0 when training starts.
+    """An MLP (Linear, ReLU, Linear without bias) that predicts the logit of the step-wise norm; 0 when training starts.
 
-    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)). It may read several
-    depths: the last layer is about the next token, and what has been written so far may show better below it.
+    Lu et al., DiNADO (2024): log beta = log sigmoid(MLP(h)). The head may read several depths: the last layer mostly
+    encodes the next token, and lower layers may better encode the text so far.
 
     Args:
         width: D of each state.
-        num_taps: how many states it reads.
+        num_taps: the number of states (depths) that it reads.
     """
 
     def __init__(self, width: int, num_taps: int = 1) -> None:
@@ -31,6 +31,6 @@ class NormHead(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
-        """``[B, T]`` from ``num_taps`` states ``[B, T, D]``."""
+        """Return logits ``[B, T]`` for ``num_taps`` states ``[B, T, D]``."""
         normed = [read(state.float()) for read, state in zip(self.read, states, strict=True)]
         return self.out(self.hidden(torch.cat(normed, -1)))[..., 0]

@@ -1,7 +1,8 @@
 """The oracle network: a small causal transformer that reads the frozen base's hidden states.
 
 It sees the prompt as well as the response, so it can tell what the prompt asks for and what is still missing.
-Body: transformers' Llama blocks on projected features. Axes: N rows, L positions, D base width, E network width.
+The body consists of transformers' Llama blocks on projected features.
+Axes: N rows, L positions, D base width, E network width.
 """
 
 from __future__ import annotations
@@ -21,11 +22,11 @@ from dinado.objectives.reduction import Head
 
 
 class NetworkStates(NamedTuple):
-    """What the network's transformer says at some positions.
+    """Outputs of the network's transformer at some positions.
 
     Attributes:
-        state_NLE: its last states.
-        pointed_NLD: what the pointer adds to the tied head's input; None without a pointer.
+        state_NLE: the last hidden states.
+        pointed_NLD: the pointer's addition to the tied head's input; None without a pointer.
     """
 
     state_NLE: Tensor
@@ -33,15 +34,15 @@ class NetworkStates(NamedTuple):
 
 
 class OracleNetwork(nn.Module):
-    """Score logits over the vocabulary from base states, zero when training starts.
+    """A network that predicts score logits over the vocabulary from base states; they are 0 when training starts.
 
     Args:
         base_width: D.
         vocab_size: V.
-        num_taps: how many depths of the base are read.
-        width, layers, heads: of the transformer.
+        num_taps: the number of base depths that are read.
+        width, layers, heads: sizes of the transformer.
         head: ``free`` trains a V x E matrix; ``tied`` trains an E -> D projection in front of the base's own output
-            embeddings, so that what is learned about one token carries over to its neighbours.
+            embeddings, so that learning about one token carries over to similar tokens.
         pointer: add a :class:`Pointer` to the tied head.
         base_weight_VD: the base's output embeddings, needed by the tied head.
     """
@@ -77,7 +78,7 @@ class OracleNetwork(nn.Module):
                 eos_token_id=None,
             )
         )
-        # The body is fed features; an embedding nobody uses would be a parameter without a gradient.
+        # The body reads features; an unused embedding would be a parameter without a gradient.
         self.body.embed_tokens = nn.Identity()
         self.tied = head == "tied"
         self.pointer: Pointer | None = None
@@ -85,7 +86,7 @@ class OracleNetwork(nn.Module):
             if base_weight_VD is None:
                 raise ValueError("the tied head needs the base's output embeddings")
             self.out = nn.Linear(width, base_width, bias=False)
-            # Rows of the embedding matrix have some typical length; dividing by it keeps the scores' scale of order 1.
+            # Dividing by the mean norm of the embedding rows keeps the scores of order 1.
             self.tied_scale = float(1.0 / base_weight_VD.detach().float().norm(dim=1).mean())
             self.pointer = Pointer(width, base_weight_VD) if pointer else None
         elif pointer:
@@ -95,28 +96,28 @@ class OracleNetwork(nn.Module):
         nn.init.zeros_(self.out.weight)
 
     def head(self, base_head: Head) -> Head:
-        """The vocabulary head that belongs to :meth:`score_hidden`."""
+        """Return the vocabulary head that is applied to :meth:`score_hidden`."""
         return Head(base_head.weight_VD, None, self.tied_scale) if self.tied else Head(self.out.weight)
 
     @property
     def cache_layers(self) -> int:
-        """Layers of a cache that it uses."""
+        """The number of cache layers that the network uses."""
         return self.body.config.num_hidden_layers + (self.pointer is not None)
 
     def zero_start(self) -> list[Tensor]:
-        """Parameters that are 0 when training starts; without them the scores stay 0."""
+        """Return the parameters that are 0 when training starts; unless they are trained, the scores stay 0."""
         return [self.out.weight, *([] if self.pointer is None else self.pointer.query.parameters())]
 
     def score_hidden(self, states: NetworkStates) -> Tensor:
-        """What the vocabulary head multiplies: ``[N, L, D]`` when tied, the state itself otherwise."""
+        """Return the input of the vocabulary head: ``[N, L, D]`` when tied, the state itself otherwise."""
         if not self.tied:
             return states.state_NLE
         hidden_NLD = self.out(states.state_NLE)
         return hidden_NLD if states.pointed_NLD is None else hidden_NLD + states.pointed_NLD / self.tied_scale
 
     def forward_batch(self, states: LMStates, batch: RolloutBatch, base_head: Head) -> NetworkStates:
-        """States ``[B, T, ...]`` aligned with response tokens."""
-        # The states' rows may begin with what all prompts have in common, padding behind it; tokens have to follow.
+        """Return states ``[B, T, ...]`` aligned with response tokens."""
+        # In the states, padding may follow a common prefix of all prompts; the token ids are moved accordingly.
         prompt_ids_PS = torch.zeros_like(batch.prompt_ids_PS)
         prompt_ids_PS[states.prompt_mask_PS.bool()] = batch.prompt_ids_PS[batch.prompt_mask_PS.bool()]
         prompt = self.features(states.prompt_taps, prompt_ids_PS, base_head)
@@ -127,7 +128,7 @@ class OracleNetwork(nn.Module):
         return NetworkStates(*aligned) if self.pointer is not None else NetworkStates(next(aligned), None)
 
     def features(self, taps: Sequence[Tensor], tokens_NL: Tensor, base_head: Head) -> Tensor:
-        """What :meth:`run` reads: the projected depths' sum, ``[N, L, E]``, and behind it the pointer's targets."""
+        """Return the input of :meth:`run`: the projected depths' sum, ``[N, L, E]``, then the pointer's targets."""
         summed = torch.stack([read(tap.float()) for read, tap in zip(self.read, taps, strict=True)]).sum(0)
         if self.pointer is None:
             return summed
@@ -136,7 +137,7 @@ class OracleNetwork(nn.Module):
     def run(
         self, features_NLF: Tensor, *, attention_mask: Tensor, past_key_values: Cache, **kwargs: Any
     ) -> tuple[Tensor, ...]:
-        """The transformer on features: states, and what the pointer adds if there is one."""
+        """Run the transformer on features; return its states and, if there is a pointer, the pointer's addition."""
         features_NLE, target_NLD = features_NLF[..., : self.width], features_NLF[..., self.width :]
         where = {"attention_mask": attention_mask, "past_key_values": past_key_values, **kwargs}
         state_NLE = self.body(inputs_embeds=features_NLE, use_cache=True, **where).last_hidden_state

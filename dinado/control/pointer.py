@@ -1,8 +1,8 @@
-"""A pointer: raise or lower the tokens of the prompt and of the text so far, and their neighbours in meaning.
+"""A pointer, which raises or lowers the scores of the tokens of the prompt and the text so far, and of similar tokens.
 
-Oracles often ask for something that the prompt names. An output matrix has to learn that for every token apart; a
+Oracles often ask for something that the prompt names. An output matrix has to learn that for every token separately; a
 pointer learns it once (Vinyals et al., Pointer Networks, 2015). Its coefficients are not normalised and may be
-negative, so it can point at nothing, and away from what has been said.
+negative, so it can point at nothing, and away from tokens that have been used.
 Axes: N rows, L new positions, M all positions, E network width, K key width, D base width.
 """
 
@@ -14,13 +14,13 @@ from transformers import Cache
 
 
 class Pointer(nn.Module):
-    """``sum_j (query_i . key_j / sqrt(K)) u_j`` over positions j <= i; zero when training starts.
+    """Unnormalised attention ``sum_j (query_i . key_j / sqrt(K)) u_j`` over positions j <= i; 0 when training starts.
 
-    ``u_j`` is the centred output embedding of token j over its squared length, so that a coefficient of 1 adds about 1
-    to the score of that token itself.
+    ``u_j`` is the centred output embedding of token j divided by its squared norm, so that a coefficient of 1 adds
+    about 1 to the score of that token itself.
 
     Args:
-        width: E of the states that queries and keys are read from.
+        width: E of the states that queries and keys are computed from.
         weight_VD: the base's output embeddings.
         key_width: K.
     """
@@ -37,16 +37,16 @@ class Pointer(nn.Module):
         nn.init.zeros_(self.query.bias)
 
     def targets(self, weight_VD: Tensor, tokens_NL: Tensor) -> Tensor:
-        """``u``, ``[N, L, D]``."""
+        """Return the targets ``u``, ``[N, L, D]``."""
         centred = weight_VD.detach()[tokens_NL].float() - self.mean_D
         return centred / centred.square().sum(-1, keepdim=True).clamp_min(1e-6)
 
     def forward(self, state_NLE: Tensor, target_NLD: Tensor, mask_NM: Tensor, cache: Cache, layer: int) -> Tensor:
-        """What is added to the vocabulary head's input, ``[N, L, D]``.
+        """Return the addition to the vocabulary head's input, ``[N, L, D]``.
 
         Args:
             mask_NM: 1 where a position is real, those in the cache included.
-            cache, layer: where keys and targets of earlier positions are kept, and are added to.
+            cache, layer: the cache, and its layer for keys and targets, to which those of new positions are appended.
         """
         query_NLK = self.query(state_NLE) * self.scale
         keys, targets = cache.update(self.key(state_NLE)[:, None], target_NLD[:, None].to(state_NLE.dtype), layer)

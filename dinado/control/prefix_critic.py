@@ -1,9 +1,9 @@
-"""The value of a beginning, R(c, y_<=t), from a few facts about it: a critic that cannot know a text by heart.
+"""A critic that estimates the value R(c, y_<=t) of a prefix from a few features, and so cannot memorise texts.
 
-What decides whether a rollout succeeds is mostly how far its beginning has come in the oracle's eyes, how much of the
-budget is left, and whether the text is about to end. A network of those facts alone learns from every beginning of
-every rollout and has next to no noise, where one that reads hidden states has as many parameters as there are
-verdicts. Axes: N rollouts, T tokens of one of them, K candidates, M beginnings of all rollouts, F facts.
+Success depends mostly on the oracle's progress on the prefix, on the budget that is left, and on whether the text is
+about to end. A network of these features alone learns from every prefix of every rollout and has very little noise,
+whereas one that reads hidden states has as many parameters as there are verdicts.
+Axes: N rollouts, T tokens of one of them, K candidates, M prefixes of all rollouts, F features (facts).
 """
 
 from __future__ import annotations
@@ -23,17 +23,17 @@ _DONE = 1 - 1e-6
 
 
 class PrefixCritic:
-    """Logistic regression of the verdict on every beginning's facts, through one small network.
+    """A small network, fitted by logistic regression of the verdict on the features of every prefix.
 
     Args:
-        progress: of each rollout's first 0, ..., T - 1 tokens, ``[T]`` each.
-        tokens: of each rollout, end of sequence included, ``[T]`` each.
+        progress: oracle progress of each rollout's first 0, ..., T - 1 tokens, ``[T]`` each.
+        tokens: token ids of each rollout, end of sequence included, ``[T]`` each.
         score_N, weight_N, prompt_index_N: verdict, importance weight and prompt of each rollout.
-        max_new_tokens: the budget.
+        max_new_tokens: the budget of a response.
 
     Attributes:
-        ce: cross entropy of the verdicts given the beginnings, in nats a beginning.
-        prompt_ce: the same given the success rate of the prompt's other rollouts alone.
+        ce: cross entropy of the verdicts given the prefixes, in nats per prefix.
+        prompt_ce: the same given only the success rate of the prompt's other rollouts.
     """
 
     def __init__(
@@ -69,17 +69,17 @@ class PrefixCritic:
         self.prompt_ce = _ce(torch.logit(root_M), score_M, weight_M)
 
     def before(self, row: int, progress_T: np.ndarray, tokens_T: np.ndarray) -> Tensor:
-        """R of a rollout's first 0, ..., T - 1 tokens, ``[T]``."""
+        """Return R of a rollout's first 0, ..., T - 1 tokens, ``[T]``."""
         return self._value(progress_T, self._ending_before(tokens_T), np.arange(len(progress_T)), row)
 
     def after(self, row: int, progress_TK: np.ndarray, candidate_TK: np.ndarray) -> Tensor:
-        """R of a rollout's first t tokens and one of K others, ``[T, K]``, where that does not end the response."""
+        """Return R after a rollout's first t tokens and one of K candidates that leaves it open, ``[T, K]``."""
         used_TK = np.arange(1, len(progress_TK) + 1)[:, None].repeat(progress_TK.shape[1], 1)
         ending_TK = self._ending_V[np.minimum(candidate_TK, len(self._ending_V) - 1)]
         return self._value(progress_TK, ending_TK, used_TK, row)
 
     def after_others(self, row: int, progress_T: np.ndarray) -> Tensor:
-        """The same after any token that makes no progress and ends nothing, ``[T]``."""
+        """Return R after any other token, which makes no progress and ends nothing, ``[T]``."""
         return self._value(progress_T, np.zeros(len(progress_T)), np.arange(1, len(progress_T) + 1), row)
 
     def _ending_before(self, tokens_T: np.ndarray) -> np.ndarray:
@@ -90,11 +90,11 @@ class PrefixCritic:
         return self._network(torch.from_numpy(facts))[..., 0].sigmoid()
 
     def _facts(self, progress: np.ndarray, ending: np.ndarray, used: np.ndarray, root: float) -> np.ndarray:
-        """float32 ``[..., F]``, all of about unit size.
+        """Return the features, float32 ``[..., F]``, all of about unit size.
 
         Args:
-            ending: how often an end of sequence follows the last token.
-            used: tokens of the budget.
+            ending: how often an end of sequence follows the last token, as a share.
+            used: number of budget tokens used.
         """
         left = self._max_new_tokens - used
         done = progress >= _DONE
@@ -104,7 +104,10 @@ class PrefixCritic:
 
 
 def others_success(score_N: np.ndarray, weight_N: np.ndarray, prompt_index_N: np.ndarray) -> np.ndarray:
-    """R(c) by the other rollouts of the prompt, smoothed towards the mean of all: no verdict predicts itself."""
+    """Estimate R(c) of each rollout from its prompt's other rollouts, smoothed towards the overall mean.
+
+    No verdict thus predicts itself.
+    """
     prior = float(np.average(score_N, weights=weight_N))
     _, prompt_N = np.unique(prompt_index_N, return_inverse=True)
     accepted_N = np.bincount(prompt_N, weight_N * score_N)[prompt_N] - weight_N * score_N
@@ -114,7 +117,7 @@ def others_success(score_N: np.ndarray, weight_N: np.ndarray, prompt_index_N: np
 
 
 def _ending_shares(tokens: Sequence[np.ndarray], eos_ids: Sequence[int]) -> np.ndarray:
-    """How often the end of sequence follows each token in all rollouts; one entry more for tokens not seen."""
+    """Return how often the end of sequence follows each token, as a share; one extra entry for unseen tokens."""
     before = np.concatenate([row_T[:-1] for row_T in tokens])
     ends = np.isin(np.concatenate([row_T[1:] for row_T in tokens]), list(eos_ids)).astype(float)
     size = int(max(row_T.max() for row_T in tokens)) + 2

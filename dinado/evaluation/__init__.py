@@ -1,1 +1,1 @@
-"""Measure a controlled model: sample from it, judge the samples, and set it beside the base and best-of-n."""
+"""Evaluation of a controlled model: judged samples, compared with those of the base and of best-of-n."""

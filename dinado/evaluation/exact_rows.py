@@ -1,4 +1,4 @@
-"""Evaluation in an exact world: KL to q* without an estimator, R against the true R."""
+"""Rows of the final table in an exact world, with the KL divergence to the known optimum q*."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from dinado.seeding import generator
 
 @torch.no_grad()
 def exact_row(world: ExactWorld, model: ControlledLM, num_samples: int, seed: int) -> Row:
-    """KL(q*||q) over prefixes of q*, and the gap closed; the standard error is 0 when every prefix was visited."""
+    """Compute KL(q*||q) over prefixes of q* and the gap closed; the standard error is 0 if every prefix is visited."""
     log_q_fn = causal_lm_rows(model, [model.base.eos_ids[0]])
     estimate = world.kl_to_optimum(log_q_fn, num_samples, generator(seed, "exact kl"))
     half = 1.96 * estimate.standard_error
@@ -27,5 +27,5 @@ def exact_row(world: ExactWorld, model: ControlledLM, num_samples: int, seed: in
 
 
 def exact_base_row(world: ExactWorld) -> Row:
-    """The base in the same columns."""
+    """Return the row of the base, in the same columns."""
     return {"val/success_exact": world.success_rate, "val/kl_to_optimum": world.kl_base, "val/gap_closed": 0.0}

@@ -1,4 +1,4 @@
-"""Texts sampled for held-out prompts, with everything that is measured on them.
+"""Texts sampled for held-out prompts, with verdicts and log-probabilities.
 
 Axes: P prompts, K samples a prompt, N = P * K rows grouped by prompt.
 """
@@ -24,12 +24,12 @@ class JudgedSamples:
         prompts: the prompt of each row, N long.
         texts: decoded responses.
         finished: whether the response ended within the budget.
-        score: what the oracle said; 0 for an unfinished response unless those are judged too.
+
         log_q, log_p: log-probability of the whole response under the sampled model and under the base, in nats.
-        num_tokens: response tokens.
-        tokens: their ids, the end-of-sequence token included when there is one.
-        along: pieces of the text, each with the predicted R of what has been written up to its end; empty for the many
-            rows of which nobody asked that.
+        num_tokens: number of response tokens.
+        tokens: token ids of the response, the end-of-sequence token included when there is one.
+        along: pieces of the text, each with the predicted R of the text up to its end; empty for rows (most of them)
+            whose R was not traced.
     """
 
     prompts: list[Prompt] = field(default_factory=list)
@@ -43,14 +43,14 @@ class JudgedSamples:
     along: list[list[tuple[str, float]]] = field(default_factory=list)
 
     def per_prompt(self, values: Sequence[float]) -> list[list[float]]:
-        """Values regrouped by prompt, in order of first appearance."""
+        """Group values by prompt, in order of first appearance."""
         groups: dict[str, list[float]] = {}
         for prompt, value in zip(self.prompts, values, strict=True):
             groups.setdefault(prompt.id, []).append(value)
         return list(groups.values())
 
     def records(self) -> list[dict[str, object]]:
-        """Every sample as a plain record; ``log_p`` and ``log_q`` in nats, ``tokens`` and ``r`` where R was traced."""
+        """Return a plain record per sample; ``log_p``, ``log_q`` in nats, ``tokens`` and ``r`` where R was traced."""
         names = ("texts", "score", "finished", "log_q", "log_p")
         columns = zip(*(getattr(self, name) for name in names), strict=True)
         keys = ("text", *names[1:])
@@ -60,24 +60,24 @@ class JudgedSamples:
         ]
 
     def first_rows(self, count: int) -> list[int]:
-        """The first row of each of the first ``count`` prompts."""
+        """Return the first row of each of the first ``count`` prompts."""
         first: dict[str, int] = {}
         for row, prompt in enumerate(self.prompts):
             first.setdefault(prompt.id, row)
         return list(first.values())[:count]
 
     def take(self, rows: Sequence[int]) -> JudgedSamples:
-        """These rows, in this order."""
+        """Return these rows, in this order."""
         return JudgedSamples(**{name: [values[row] for row in rows] for name, values in vars(self).items()})
 
     def add(self, other: JudgedSamples) -> None:
-        """Append rows."""
+        """Append the rows of another set."""
         for name, values in vars(other).items():
             getattr(self, name).extend(values)
 
 
 def pieces(base: BaseLM, tokens: Sequence[int]) -> list[str]:
-    """What each token adds to the decoded text; nothing while a character that takes several is not whole."""
+    """Return the text that each token adds; empty while a character of several tokens is incomplete."""
     found, before = [], ""
     for end in range(1, len(tokens) + 1):
         now = base.decode(tokens[:end])
@@ -92,7 +92,7 @@ def _traced(along: Sequence[tuple[str, float]]) -> dict[str, object]:
 
 
 def judge(oracle: Oracle, prompts: list[Prompt], texts: list[str], finished: list[bool], truncated: str) -> list[float]:
-    """Verdicts under the rule for truncated responses (`fail`, `score` or `drop`; dropped ones score 0 here)."""
+    """Return verdicts under the rule for truncated responses (`fail`, `score` or `drop`; dropped ones score 0 here)."""
     asked = [i for i, done in enumerate(finished) if done or truncated == "score"]
     score = [0.0] * len(texts)
     if asked:
@@ -115,13 +115,13 @@ def sample_and_judge(
     places: Sequence[int] | None = None,
     block: int = 16,
 ) -> JudgedSamples:
-    """Sample ``per_prompt`` responses to prompts from a model (the base itself, or a ControlledLM).
+    """Sample ``per_prompt`` responses to each prompt from a model (the base itself, or a ControlledLM) and judge them.
 
-    Every response has its own random stream, so what it becomes does not depend on the others.
+    Every response has its own random stream, so it does not depend on the other responses.
 
     Args:
-        places: which of the prompts, in order; None is all of them.
-        block: prompts that are answered together.
+        places: indices of the prompts to use, in order; None uses all of them.
+        block: number of prompts that are sampled together.
     """
     places = range(len(prompts)) if places is None else places
     temperature = base.temperature if model is base.model else 1.0

@@ -1,4 +1,4 @@
-"""One row of the final table: a model's samples reduced to the numbers that are reported."""
+"""One row of the final table: the reported numbers of a model's samples."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ Row = dict[str, float]
 
 
 def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
-    """Success, control cost, diversity and text quality of one model; intervals are 95 %, clustered by prompt."""
+    """Compute success, control cost, diversity and text quality of a model, with 95 % intervals clustered by prompt."""
     rates = [_mean(group) for group in samples.per_prompt(samples.score)]
-    # With one prompt there is nothing to resample but its samples.
+    # With one prompt, prompts cannot be resampled, and the intervals are over its samples.
     single = len(rates) == 1
     if single:
         success = proportion_interval(sum(samples.score), len(samples.score))
@@ -45,7 +45,7 @@ def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
 
 
 def best_of(samples: JudgedSamples, n: int) -> JudgedSamples:
-    """Rejection: the best-scored of every ``n`` samples of a prompt, in disjoint groups.
+    """Select the best-scored of every ``n`` samples of a prompt (rejection), in disjoint groups.
 
     The log-probability of a text under best-of-n has no closed form, so the row reports no KL.
     """
@@ -62,7 +62,7 @@ def best_of(samples: JudgedSamples, n: int) -> JudgedSamples:
 
 
 def without_kl(row: Row) -> Row:
-    """The row with its KL entries blanked."""
+    """Return the row with its KL entries set to NaN."""
     return {key: math.nan if "/kl_" in key else value for key, value in row.items()}
 
 

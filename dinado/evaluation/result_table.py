@@ -10,27 +10,13 @@ from rich.table import Table
 from rich.text import Text
 
 from dinado.evaluation.judged_samples import JudgedSamples
+from dinado.evaluation.measures import MEASURES, measure
 from dinado.evaluation.result_rows import Row
-
-COLUMNS = {
-    "val/success": "success",
-    "val/coverage": "coverage",
-    "val/kl_to_optimum": "KL(q*||q)",
-    "val/gap_closed": "gap closed",
-    "val/kl_from_base": "KL(q||p)",
-    "val/r_calibration_error": "R error",
-    "val/r_auc_within_prompt": "R AUC",
-    "val/distinct_2": "distinct-2",
-    "val/truncated": "cut off",
-    "val/bleu4": "BLEU-4",
-    "val/rouge_l": "ROUGE-L",
-    "val/cider": "CIDEr",
-}
 
 
 def print_table(console: Console, rows: Mapping[str, Row], title: str) -> None:
-    """One line a model; a number with an interval is followed by it."""
-    shown = {key: name for key, name in COLUMNS.items() if any(key in row for row in rows.values())}
+    """Print one line per model; an interval follows its number."""
+    shown = {m.key: m.label for m in MEASURES if m.in_final and any(m.key in row for row in rows.values())}
     table = Table(title=title, title_justify="left")
     table.add_column("")
     for name in shown.values():
@@ -41,7 +27,7 @@ def print_table(console: Console, rows: Mapping[str, Row], title: str) -> None:
 
 
 def print_samples(console: Console, before: JudgedSamples, after: JudgedSamples, count: int, name: str) -> None:
-    """First sample of some prompts, base beside controlled, a mark for what the oracle accepted."""
+    """Print the first sample of some prompts, base beside controlled, with a mark for the oracle's verdict."""
     table = Table(title="Samples (first draw for each prompt, not picked)", title_justify="left", show_lines=True)
     for heading in ("prompt", "base", name):
         table.add_column(heading, ratio=1)
@@ -51,7 +37,7 @@ def print_samples(console: Console, before: JudgedSamples, after: JudgedSamples,
 
 
 def first_samples(samples: JudgedSamples, count: int) -> list[dict[str, object]]:
-    """The first draw for each of some prompts, as plain records."""
+    """Return the first draw for each of some prompts, as plain records."""
     first: dict[str, dict[str, object]] = {}
     for prompt, record in zip(samples.prompts, samples.records(), strict=True):
         first.setdefault(prompt.id, record)
@@ -62,8 +48,7 @@ def _cell(row: Row, key: str) -> str:
     value = row.get(key, math.nan)
     if math.isnan(value):
         return "-"
-    digits = 1 if key in ("val/bleu4", "val/rouge_l", "val/cider") else 3
-    text = f"{value:.{digits}f}"
+    text = f"{value:.{measure(key).digits}f}"
     low, high = row.get(f"{key}_low", math.nan), row.get(f"{key}_high", math.nan)
     return text if math.isnan(low) else f"{text} [{low:.2f}, {high:.2f}]"
 

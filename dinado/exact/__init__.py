@@ -1,4 +1,4 @@
-"""Worlds in which the optimum q* is known exactly, so that every distance to it is a number and not an estimate."""
+"""Worlds in which the optimum q* is known exactly, so that a model's distance to it can be measured."""
 
 from dinado.exact.enumerated_world import EnumeratedWorld
 from dinado.exact.markov_world import MarkovWorld

@@ -1,6 +1,6 @@
 """The exact world of any small base: every prefix is enumerated, so nothing is estimated.
 
-A prefix of i open tokens is the node with that number in base V-1 (token v is the digit v-1).
+The index of a prefix's node is the prefix read as a number in base V-1 (token v is the digit v-1).
 Axes: N sequences, T tokens, V vocabulary, M nodes of a layer, (V-1)^i of them after i tokens.
 """
 
@@ -17,20 +17,20 @@ from dinado.exact.world import CHUNK, ExactWorld, KlEstimate, Layer, LogProbFn, 
 from dinado.oracles.tokens import EOS, TokenDFA
 
 MAX_PREFIXES = 300_000
-"""Open prefixes that are still enumerated; each costs three float64 rows over the vocabulary."""
+"""Largest number of open prefixes that is enumerated; each costs three float64 rows over the vocabulary."""
 
 
 class EnumeratedWorld(ExactWorld):
-    """Exact for a base that may read its whole prefix.
+    """The exact world of a base that may read its whole prefix.
 
     Args:
         log_p_fn: the base's next-token log-probabilities.
         vocab_size: V, the end token (id 0) included.
-        length: T, the most tokens a response may have.
+        length: T, the maximum number of tokens of a response.
         dfa: the oracle, over the same vocabulary.
 
     Raises:
-        ConfigError: too many prefixes to enumerate, or nothing satisfies the oracle.
+        ConfigError: there are too many prefixes to enumerate, or no response satisfies the oracle.
     """
 
     def __init__(self, log_p_fn: LogProbFn, vocab_size: int, length: int, dfa: TokenDFA) -> None:
@@ -60,7 +60,7 @@ class EnumeratedWorld(ExactWorld):
         temperature: float = 1.0,
         prompt_ids: Sequence[int] = (EOS,),
     ) -> EnumeratedWorld:
-        """The world whose base is a causal transformers model after one prompt."""
+        """Build the world whose base is a causal transformers model after one prompt."""
         return cls(causal_lm_rows(model, prompt_ids, temperature), model.config.vocab_size, length, dfa)
 
     @staticmethod
@@ -68,7 +68,7 @@ class EnumeratedWorld(ExactWorld):
         return torch.where(dfa.accepting_S[state_M], 0.0, -torch.inf).double()
 
     def kl_to_optimum(self, log_q_fn: LogProbFn, num_samples: int, generator: torch.Generator) -> KlEstimate:
-        """KL(q*||q), exactly; nothing is sampled, so ``num_samples`` and ``generator`` have no effect.
+        """Compute KL(q*||q) exactly, without sampling; ``num_samples`` and ``generator`` have no effect.
 
         Raises:
             ValueError: ``log_q_fn`` returns rows that do not sum to one.
@@ -77,18 +77,18 @@ class EnumeratedWorld(ExactWorld):
         return KlEstimate(mean=kl, standard_error=0.0, num_prefixes=self.num_prefixes, exhaustive=True)
 
     def kl_from_base(self, log_q_fn: LogProbFn) -> float:
-        """KL(q||p), exactly: what the control cost."""
+        """Compute KL(q||p), the cost of control, exactly."""
         return self._kl(tabulate(log_q_fn, self.vocab_size, self.length), self._log_p)
 
     def success_of(self, log_q_fn: LogProbFn) -> float:
-        """Share of the responses of q that satisfy the oracle, exactly."""
+        """Compute the share of the responses of q that satisfy the oracle, exactly."""
         return self._success(tabulate(log_q_fn, self.vocab_size, self.length))
 
 
 def tabulate(log_q_fn: LogProbFn, vocab_size: int, length: int) -> list[Tensor]:
-    """``log_q_MV`` of every open prefix, one table for each prefix length 0 .. T-1.
+    """Compute ``log_q_MV`` of every open prefix, one table for each prefix length 0 .. T-1.
 
-    The longest prefixes contain all shorter ones, so the function is asked about those alone.
+    The longest prefixes contain all shorter ones, so the function is called for the longest alone.
     """
     branching = vocab_size - 1
     num_longest = branching ** (length - 1)

@@ -14,16 +14,16 @@ from dinado.oracles.tokens import EOS, TokenDFA
 
 
 class MarkovWorld(ExactWorld):
-    """Exact at any length: a node is a pair (last token, automaton state).
+    """The exact world of an order-1 Markov base, at any length; a node is a pair (last token, automaton state).
 
     Args:
         log_p_LV: log transition probabilities of the base.
-        length: T, the most tokens a response may have.
+        length: T, the maximum number of tokens of a response.
         dfa: the oracle, over the same vocabulary.
         prompt_token: the last token of the prompt, from whose row y_1 is drawn.
 
     Raises:
-        ConfigError: nothing satisfies the oracle.
+        ConfigError: no response satisfies the oracle.
     """
 
     def __init__(self, log_p_LV: Tensor, length: int, dfa: TokenDFA, prompt_token: int = EOS) -> None:
@@ -42,12 +42,12 @@ class MarkovWorld(ExactWorld):
     def from_model(
         cls, model: MarkovForCausalLM, length: int, dfa: TokenDFA, temperature: float = 1.0, prompt_token: int = EOS
     ) -> MarkovWorld:
-        """The world whose base is ``softmax(model's logits / temperature)``."""
+        """Build the world whose base is ``softmax(model's logits / temperature)``."""
         log_p_LV = (model.lm_head.weight.detach().T.double() / temperature).log_softmax(-1)
         return cls(log_p_LV, length, dfa, prompt_token)
 
     def kl_to_optimum(self, log_q_fn: LogProbFn, num_samples: int, generator: torch.Generator) -> KlEstimate:
-        """KL(q*||q), Monte Carlo over ``num_samples`` sequences of q*, exact in the vocabulary at each of their steps.
+        """Estimate KL(q*||q) by Monte Carlo over ``num_samples`` sequences of q*; the KL at each step is exact.
 
         Raises:
             ValueError: ``log_q_fn`` returns rows that do not sum to one.
@@ -70,5 +70,5 @@ class MarkovWorld(ExactWorld):
         )
 
     def kl_to_tabular(self, log_q_TLSV: Tensor) -> float:
-        """KL(q*||q), exactly, of a model whose next token depends on position, last token and automaton state only."""
+        """Compute KL(q*||q) exactly, for a q that depends on position, last token and automaton state only."""
         return self._kl(self._log_q, list(log_q_TLSV.double().flatten(1, 2)))

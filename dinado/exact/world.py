@@ -3,13 +3,13 @@
 A response is y_1 .. y_L, ended by EOS with fewer than T tokens before it, or cut off at T tokens without EOS.
 Both are complete outcomes, and a finite automaton (the oracle C) judges the tokens before EOS.
 
-All prefixes of one length are grouped into *nodes* that share their future: what the base does next and what the
-automaton still needs. A world is then T layers of nodes, and everything follows from
+All prefixes of one length are grouped into *nodes* that share their future: the distribution of the base's next tokens
+and the tokens that the automaton still needs. A world consists of T layers of nodes and is computed by
 
     R(node) = sum_v p(v | node) R(child(node, v)),        q*(v | node) = p(v | node) R(child) / R(node).
 
-Computed in float64 log space on the CPU. Axes: N sequences, T tokens, V vocabulary, M nodes of a layer (each layer
-has its own M).
+in float64 log space on the CPU. Axes: N sequences, T tokens, V vocabulary, M nodes of a layer (each layer has its own
+M).
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LogProbFn = Callable[[Tensor, Tensor], Tensor]
 the sequence has ended."""
 
 CHUNK = 4096
-"""Sequences handed to a :data:`LogProbFn` at once."""
+"""Number of sequences per call of a :data:`LogProbFn`."""
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class KlEstimate:
 
     Attributes:
         mean: the value, or its Monte-Carlo mean.
-        standard_error: of the mean; 0 when ``exhaustive``.
-        num_prefixes: prefixes at which the two next-token distributions were compared.
-        exhaustive: every prefix was visited, so ``mean`` is exact.
+        standard_error: standard error of the mean; 0 when ``exhaustive``.
+        num_prefixes: number of prefixes at which the two next-token distributions were compared.
+        exhaustive: whether every prefix was visited, so that ``mean`` is exact.
     """
 
     mean: float
@@ -54,7 +54,7 @@ class KlEstimate:
 
 @dataclass(frozen=True)
 class Layer:
-    """All prefixes of one length: the base's ``log_p_MV``, where each token leads, and log C if EOS comes next."""
+    """All prefixes of one length, by node: the base's ``log_p_MV``, each token's child, and log C if EOS comes next."""
 
     log_p_MV: Tensor
     child_MV: Tensor
@@ -63,7 +63,7 @@ class Layer:
 
 @dataclass(frozen=True)
 class Rows:
-    """The base and the value along sequences; rows after the end of a sequence mean nothing.
+    """Base log-probabilities and values along sequences; rows after the end of a sequence are undefined.
 
     Attributes:
         log_p_NTV: base log-probability of token v after the first i tokens.
@@ -122,13 +122,13 @@ class ExactWorld(abc.ABC):
 
     @abc.abstractmethod
     def kl_to_optimum(self, log_q_fn: LogProbFn, num_samples: int, generator: torch.Generator) -> KlEstimate:
-        """KL(q*||q) as the sum over positions of the exact token-level KL, averaged over prefixes drawn from q*."""
+        """Compute KL(q*||q): the exact token-level KL, summed over positions and averaged over prefixes from q*."""
 
     def pad(self, sequences: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """``(tokens_NT, lengths_N)`` of prefixes or responses, padded on the right with EOS.
+        """Return ``(tokens_NT, lengths_N)`` of prefixes or responses, padded on the right with EOS.
 
         Raises:
-            ValueError: more than T tokens, a token outside the vocabulary, or one after EOS.
+            ValueError: a sequence has more than T tokens, a token outside the vocabulary, or a token after EOS.
         """
         tokens_NT = torch.full((len(sequences), self.length), EOS)
         for row, tokens in enumerate(sequences):
@@ -138,7 +138,7 @@ class ExactWorld(abc.ABC):
         return tokens_NT, torch.tensor([len(tokens) for tokens in sequences], dtype=torch.long)
 
     def rows(self, tokens_NT: Tensor) -> Rows:
-        """Base and value after every prefix of the given (padded) sequences."""
+        """Return base log-probabilities and values after every prefix of the given (padded) sequences."""
         node_N = torch.full((tokens_NT.shape[0],), self.root)
         log_p, log_r = [], []
         for i, layer in enumerate(self.layers):
@@ -148,26 +148,26 @@ class ExactWorld(abc.ABC):
         return Rows(torch.stack(log_p, 1), torch.stack(log_r, 1))
 
     def value(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """``log_R_N`` of prefixes; of a complete response it is log C, 0 or -inf."""
+        """Return ``log_R_N`` of prefixes; for a complete response it is log C, 0 or -inf."""
         tokens_NT, lengths_N = self.pad(prefixes)
         log_r_NT = self.rows(tokens_NT).log_r_NTV.gather(-1, tokens_NT[..., None])[..., 0]
         root_N1 = torch.full((len(prefixes), 1), self.log_success, dtype=torch.float64)
         return torch.cat([root_N1, log_r_NT], 1).gather(1, lengths_N[:, None])[:, 0]
 
     def next_log_values(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """``log_R_NV`` of each open prefix extended by each token."""
+        """Return ``log_R_NV`` of each open prefix extended by each token."""
         return self._next(prefixes, lambda rows: rows.log_r_NTV)
 
     def base_log_p(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """``log_p_NV``, the base's next-token log-probabilities after each open prefix."""
+        """Return ``log_p_NV``, the base's next-token log-probabilities after each open prefix."""
         return self._next(prefixes, lambda rows: rows.log_p_NTV)
 
     def optimal_log_q(self, prefixes: Sequence[Sequence[int]]) -> Tensor:
-        """``log_q_NV`` of the optimum after each open prefix; all -inf where no continuation can succeed."""
+        """Return ``log_q_NV`` of the optimum after each open prefix; all -inf where no continuation can succeed."""
         return self._next(prefixes, lambda rows: rows.log_q_NTV)
 
     def sample_optimal(self, n: int, generator: torch.Generator) -> list[list[int]]:
-        """``n`` independent exact draws from q*; EOS is included where the response ended."""
+        """Draw ``n`` independent exact samples from q*; EOS is included where the response ended."""
         tokens_NT = torch.full((n, self.length), EOS)
         lengths_N = torch.zeros(n, dtype=torch.long)
         alive_A = torch.arange(n)
@@ -185,12 +185,12 @@ class ExactWorld(abc.ABC):
 
     @cached_property
     def _log_q(self) -> list[Tensor]:
-        """The optimum, layer by layer."""
+        """The optimum's log-probabilities, layer by layer."""
         return [normalise(layer.log_p_MV + log_r) for layer, log_r in zip(self.layers, self._log_r, strict=True)]
 
     @cached_property
     def _log_p(self) -> list[Tensor]:
-        """The base, layer by layer."""
+        """The base's log-probabilities, layer by layer."""
         return [layer.log_p_MV for layer in self.layers]
 
     def _next(self, prefixes: Sequence[Sequence[int]], pick: Callable[[Rows], Tensor]) -> Tensor:
@@ -200,7 +200,7 @@ class ExactWorld(abc.ABC):
         return pick(self.rows(tokens_NT))[torch.arange(len(prefixes)), lengths_N]
 
     def _occupancy(self, log_a: Sequence[Tensor]) -> list[Tensor]:
-        """Probability, under the model with rows ``log_a``, of reaching each node of layers 0 .. T."""
+        """Compute the probability, under the model with rows ``log_a``, of reaching each node of layers 0 .. T."""
         mass_M = torch.zeros(len(self.layers[0].log_accept_M), dtype=torch.float64)
         mass_M[self.root] = 1.0
         masses = [mass_M]
@@ -215,7 +215,7 @@ class ExactWorld(abc.ABC):
         return masses
 
     def _kl(self, log_a: Sequence[Tensor], log_b: Sequence[Tensor]) -> float:
-        """KL(a||b) over whole responses of two models given row by row, exactly."""
+        """Compute KL(a||b) over whole responses of two models given row by row, exactly."""
         masses = self._occupancy(log_a)
         total = 0.0
         for mass_M, log_a_MV, log_b_MV in zip(masses[:-1], log_a, log_b, strict=True):
@@ -224,7 +224,7 @@ class ExactWorld(abc.ABC):
         return total
 
     def _success(self, log_a: Sequence[Tensor]) -> float:
-        """Share of responses of the model with rows ``log_a`` that satisfy the oracle, exactly."""
+        """Compute the share of responses of the model with rows ``log_a`` that satisfy the oracle, exactly."""
         masses = self._occupancy(log_a)
         total = float(masses[-1] @ self._final_log_accept_M.exp())
         for mass_M, log_a_MV, layer in zip(masses[:-1], log_a, self.layers, strict=True):
@@ -234,13 +234,13 @@ class ExactWorld(abc.ABC):
 
 
 def normalise(log_w: Tensor) -> Tensor:
-    """Log-softmax over the last axis that leaves a row of -inf as it is instead of turning it into NaN."""
+    """Apply log-softmax over the last axis, leaving a row of -inf unchanged instead of turning it into NaN."""
     total = log_w.logsumexp(-1, keepdim=True)
     return torch.where(total == -torch.inf, log_w, log_w - total)
 
 
 def token_kl(log_a: Tensor, log_b: Tensor, used: Tensor) -> Tensor:
-    """KL(a||b) of next-token distributions ``[..., V] -> [...]``, 0 in rows that are not ``used``.
+    """Compute KL(a||b) of next-token distributions ``[..., V] -> [...]``, 0 in rows that are not ``used``.
 
     Raises:
         ValueError: a used row of either does not sum to one (to 1e-3).
@@ -254,12 +254,12 @@ def token_kl(log_a: Tensor, log_b: Tensor, used: Tensor) -> Tensor:
 
 
 def causal_lm_rows(model: PreTrainedModel, prompt_ids: Sequence[int], temperature: float = 1.0) -> LogProbFn:
-    """The :data:`LogProbFn` of a causal transformers model after one prompt, in float64 on the CPU."""
+    """Return the :data:`LogProbFn` of a causal transformers model after one prompt, in float64 on the CPU."""
 
     @torch.no_grad()
     def log_q_fn(tokens_NT: Tensor, lengths_N: Tensor) -> Tensor:
         prompt_NP = torch.tensor([list(prompt_ids)]).expand(len(tokens_NT), -1)
-        # Padding stands on the right, where a causal model's earlier rows cannot see it.
+        # Padding is on the right, where a causal model's earlier rows cannot see it.
         ids = torch.cat([prompt_NP, tokens_NT[:, :-1]], 1).to(model.device)
         logits = model(input_ids=ids, attention_mask=torch.ones_like(ids), use_cache=False).logits
         return (logits[:, len(prompt_ids) - 1 :].double().cpu() / temperature).log_softmax(-1)

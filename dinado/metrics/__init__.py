@@ -1,6 +1,6 @@
-"""Metrics: what is measured on controlled samples.
+"""Metrics of controlled samples.
 
-Import each from its own module; only :func:`text_metrics` is repeated here.
+Import each metric from its own module; only :func:`text_metrics` is exported here too.
 """
 
 from dinado.metrics.text import text_metrics

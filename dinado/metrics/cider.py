@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from dinado.metrics.tokenise import Tokens, ngrams
 
 _ORDERS = (1, 2, 3, 4)
-_SIGMA = 6.0  # words of difference in length that the penalty forgives
+_SIGMA = 6.0  # width of the length penalty, in words
 
 
 @dataclass(frozen=True)
@@ -23,19 +23,19 @@ class _Vector:
 
 
 def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Mean CIDEr-D of tokenised texts, scaled by 10 as papers print it (a score of 1.42 is 14.2).
+    """Compute the mean CIDEr-D of tokenised texts, scaled by 10 as papers print it (a score of 1.42 is 14.2).
 
-    Vedantam et al. (2015): the mean over orders n = 1..4 and over references s of
+    CIDEr-D (Vedantam et al., 2015) is the mean over orders n = 1..4 and over references s of
 
         10 exp(-(|c| - |s|)^2 / (2 6^2)) <min(g_n(c), g_n(s)), g_n(s)> / (||g_n(c)|| ||g_n(s)||)
 
     with g_n(x) the n-gram counts of x times ``log(documents / documents that hold the n-gram)``. A document is one
     set of references; a set that serves several hypotheses counts once, so sampling more texts for each prompt
-    leaves the score's scale alone.
+    does not change the scale of the score.
 
     Args:
         hypotheses: N texts, N > 0.
-        references: for each, at least one reference.
+        references: at least one reference for each text.
     """
     documents = {tuple(group) for group in references}
     frequency: Counter[Tokens] = Counter()
@@ -63,7 +63,7 @@ def cider(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) 
 
 
 def _similarity(candidate: _Vector, reference: _Vector) -> float:
-    """The term of one reference, between 0 and 1."""
+    """Return the term of one reference, between 0 and 1."""
     total = 0.0
     for order in range(len(_ORDERS)):
         norms = candidate.norms[order] * reference.norms[order]

@@ -10,9 +10,9 @@ from dinado.prompt import Prompt
 
 
 class MicroCoverage(WeightedMean):
-    """Concepts found over concepts asked for, both summed over all texts of all processes.
+    """The number of concepts found over the number required, both summed over all texts of all processes.
 
-    Softer than success, which asks for all concepts of a text at once.
+    It is softer than success, which requires all concepts of a text at once.
     """
 
     def __init__(self, oracle: LexicalOracle) -> None:

@@ -8,7 +8,7 @@ from dinado.metrics.tokenise import ngrams, tokenise
 
 
 def distinct_n(texts: Sequence[str], n: int) -> float:
-    """Distinct n-grams over all n-grams of the texts together (Li et al., 2016); NaN if there are none.
+    """Compute distinct n-grams over all n-grams of the texts together (Li et al., 2016); NaN if there are none.
 
     It falls as texts are added, so compare equal numbers of samples.
     """

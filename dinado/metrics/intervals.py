@@ -1,7 +1,7 @@
 """95 % intervals over prompts.
 
-Samples of one prompt resemble each other, so it is prompts that are resampled (a cluster bootstrap): every function
-takes one number for each prompt, however many samples it was made from.
+Samples of one prompt are correlated, so prompts are resampled (a cluster bootstrap): the functions take one number per
+prompt, however many samples it was computed from.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _BATCH_VALUES = 1_000_000  # numbers held at once while resampling
 
 
 class Interval(NamedTuple):
-    """An estimate with the ends of its 95 % interval, NaN where the data cannot tell."""
+    """An estimate with the ends of its 95 % interval, NaN where the data do not determine them."""
 
     mean: float
     low: float
@@ -29,14 +29,14 @@ class Interval(NamedTuple):
 
 
 def mean_interval(per_prompt_values: Sequence[float], seed: int = 0, *, proportion: bool = False) -> Interval:
-    """The mean over prompts with its bootstrap interval (BCa, Efron 1987).
+    """Compute the mean over prompts with its bootstrap interval (BCa, Efron 1987).
 
     Args:
         per_prompt_values: one number for each prompt; NaN is an error of the caller.
-        seed: of the resampling; equal inputs give equal intervals.
-        proportion: the values are success rates; where the bootstrap has nothing to resample (one prompt, or all
-            values alike) take Wilson's interval with every prompt as one trial. Otherwise equal values give an
-            interval of no width and one prompt gives unknown ends.
+        seed: seed of the resampling; equal inputs give equal intervals.
+        proportion: whether the values are success rates. Wilson's interval, with every prompt as one trial, then
+            replaces a bootstrap without variation (one prompt, or all values equal). Otherwise equal values give an
+            interval of width 0, and one prompt gives NaN ends.
     """
     values = _finite(per_prompt_values)
     if len(values) < 2 or np.ptp(values) <= 1e-12 * abs(values).max():
@@ -48,9 +48,9 @@ def mean_interval(per_prompt_values: Sequence[float], seed: int = 0, *, proporti
 
 
 def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], seed: int = 0) -> Interval:
-    """``sum numerators / sum denominators``, one of each for each prompt, with its bootstrap interval.
+    """Compute ``sum numerators / sum denominators``, one of each per prompt, with its bootstrap interval.
 
-    Prompts whose denominator is 0 say nothing about the ratio and are left out.
+    Prompts whose denominator is 0 carry no information about the ratio and are left out.
     """
     top, bottom = _finite(numerators), _finite(denominators)
     top, bottom = top[bottom != 0], bottom[bottom != 0]
@@ -60,12 +60,12 @@ def ratio_interval(numerators: Sequence[float], denominators: Sequence[float], s
 
 
 def paired_difference(a: Sequence[float], b: Sequence[float], seed: int = 0) -> Interval:
-    """The mean over prompts of ``a - b``, two methods' values on the same prompts, with its interval."""
+    """Compute the mean over prompts of ``a - b``, two methods' values on the same prompts, with its interval."""
     return mean_interval(_finite(a) - _finite(b), seed)
 
 
 def proportion_interval(successes: float, total: float) -> Interval:
-    """Wilson's score interval for a share of independent trials; NaN without trials."""
+    """Compute Wilson's score interval for a share of independent trials; NaN without trials."""
     if total == 0:
         return Interval(math.nan, math.nan, math.nan)
     z = stats.norm.ppf((1 + _LEVEL) / 2)
@@ -76,10 +76,10 @@ def proportion_interval(successes: float, total: float) -> Interval:
 
 
 def weighted_proportion_interval(scores: ArrayLike, weights: ArrayLike) -> Interval:
-    """``sum w C / sum w`` over rollouts of one prompt, with Wilson's interval.
+    """Compute ``sum w C / sum w`` over rollouts of one prompt, with Wilson's interval.
 
-    The number of trials is that whose plain average would have the variance of the self-normalised one,
-    sum w^2 (C - R)^2 / (sum w)^2; where that says nothing (all verdicts alike) it is the effective sample size.
+    The number of trials is the one at which a plain average has the variance of the self-normalised average,
+    sum w^2 (C - R)^2 / (sum w)^2. Where that is 0 (all verdicts equal), it is the effective sample size.
     """
     score, weight = _finite(scores), _finite(weights)
     if not weight.sum():
@@ -116,6 +116,6 @@ def _bootstrap(data: tuple[np.ndarray, ...], statistic: Callable[..., np.ndarray
         return float(result.confidence_interval.low), float(result.confidence_interval.high)
 
     low, high = interval("BCa")
-    if math.isnan(low) or math.isnan(high):  # too lopsided for the corrections
+    if math.isnan(low) or math.isnan(high):  # the data are too skewed for the corrections of BCa
         low, high = interval("percentile")
     return Interval(float(statistic(*data)), low, high)

@@ -7,18 +7,18 @@ from collections.abc import Sequence
 
 from dinado.metrics.tokenise import Tokens
 
-_BETA = 1.2  # recall weighs this much more than precision
+_BETA = 1.2  # weight of recall relative to precision
 
 
 def rouge_l(hypotheses: Sequence[Tokens], references: Sequence[Sequence[Tokens]]) -> float:
-    """Mean ROUGE-L of tokenised texts in percent, by the definition of the COCO caption evaluation.
+    """Compute the mean ROUGE-L of tokenised texts in percent, by the definition of the COCO caption evaluation.
 
-    For each text ``(1 + b^2) P R / (R + b^2 P)`` with b = 1.2, where P and R are the largest precision and the
-    largest recall of the longest common subsequence over the references (Lin, 2004), possibly of different ones.
+    The score of a text is ``(1 + b^2) P R / (R + b^2 P)`` with b = 1.2, where P and R are the largest precision and
+    the largest recall of the longest common subsequence over the references (Lin, 2004), possibly of different ones.
 
     Args:
         hypotheses: N texts, N > 0.
-        references: for each, at least one reference.
+        references: at least one reference for each text.
     """
     return 100 * sum(map(_score, hypotheses, references)) / len(hypotheses)
 
@@ -33,9 +33,9 @@ def _score(hypothesis: Tokens, references: Sequence[Tokens]) -> float:
 
 
 def common_length(first: Sequence[str], second: Sequence[str]) -> int:
-    """Length of the longest common subsequence.
+    """Compute the length of the longest common subsequence.
 
-    One row of the usual table is an integer, whose bit i is 0 where the row grows at position i of `first`, so a
+    One row of the usual table is an integer whose bit i is 0 where the row grows at position i of `first`, so a
     token of `second` costs a few integer operations (Hyyro, 2004).
     """
     positions: dict[str, int] = defaultdict(int)

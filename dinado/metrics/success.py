@@ -8,9 +8,9 @@ from torchmetrics import Metric
 
 
 class WeightedMean(Metric):
-    """``sum w x / sum w`` over every value of every process, e.g. the success rate from oracle scores.
+    """The weighted mean ``sum w x / sum w`` of all values of all processes, e.g. the success rate from oracle scores.
 
-    A ratio of sums, so that processes with more values count for more. NaN before the first value.
+    It is a ratio of sums, so that processes with more values count for more. It is NaN before the first value.
     """
 
     is_differentiable = False

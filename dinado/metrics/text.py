@@ -1,4 +1,4 @@
-"""Likeness to references."""
+"""Similarity of texts to references."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from dinado.metrics.tokenise import tokenise
 
 
 def text_metrics(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> dict[str, float]:
-    """BLEU-4, ROUGE-L and CIDEr of a corpus, as papers scale them.
+    """Compute BLEU-4, ROUGE-L and CIDEr of a corpus, as papers scale them.
 
-    These are statistics of the whole corpus, which do not average over parts of it: gather the texts of all
-    processes first.
+    These are statistics of the whole corpus and do not average over its parts: gather the texts of all processes
+    first.
 
     Args:
         hypotheses: N texts.
-        references: for each, its references; a text without any is left out.
+        references: references of each text; a text without any is left out.
 
     Returns:
         ``bleu4`` and ``rouge_l`` from 0 to 100 and ``cider`` times 10; empty if no text has references.

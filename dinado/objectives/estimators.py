@@ -10,9 +10,9 @@ from torch import Tensor
 
 
 def kl_to_optimum(log_p_K: Tensor, log_q_K: Tensor, score_K: Tensor, weight_K: Tensor) -> float | None:
-    """KL(q*||q) of one prompt, None without a positive rollout.
+    """Estimate KL(q*||q) of one prompt; None without a positive rollout.
 
-    With q* = p C / R: KL = E_{q*}[log p - log q] - log R, estimated by
+    With q* = p C / R, KL = E_{q*}[log p - log q] - log R, which is estimated by
     sum(w C (log p - log q)) / sum(w C) - log(sum(w C) / sum(w)).
     """
     positive_K = (weight_K * score_K).double()
@@ -23,9 +23,9 @@ def kl_to_optimum(log_p_K: Tensor, log_q_K: Tensor, score_K: Tensor, weight_K: T
 
 
 def pairwise_auc(value_K: Tensor, score_K: Tensor) -> float | None:
-    """Probability that a positive rollout is valued above a negative one of the same prompt, ties counted half.
+    """Compute the probability that a positive rollout is valued above a negative one of the same prompt.
 
-    None when the prompt has no pair of different verdicts.
+    Ties count half. The result is None when the prompt has no pair of different verdicts.
     """
     positive, negative = value_K[score_K > 0.5].double(), value_K[score_K <= 0.5].double()
     if not len(positive) or not len(negative):
@@ -35,7 +35,7 @@ def pairwise_auc(value_K: Tensor, score_K: Tensor) -> float | None:
 
 
 def calibration_error(predicted_N: Tensor, observed_N: Tensor, num_bins: int = 10) -> float:
-    """Expected calibration error over bins of equal count: mean of |mean predicted - mean observed|."""
+    """Compute the expected calibration error over bins of equal count: mean of |mean predicted - mean observed|."""
     order = predicted_N.double().argsort()
     predicted, observed = predicted_N.double()[order], observed_N.double()[order]
     error = 0.0

@@ -1,4 +1,4 @@
-"""Bernoulli quantities of a log-probability, in float32 and safe at both ends.
+"""Bernoulli quantities of a log-probability, in float32 and numerically safe near probabilities 0 and 1.
 
 References: Lu et al., DiNADO (ICML 2024) and Meng et al., NADO (NeurIPS 2022) for the losses built on these.
 """
@@ -11,41 +11,42 @@ import torch
 from torch import Tensor
 
 LOG_CEILING = math.log(0.99)
-"""Above R = 0.99, log(1 - R) is continued as a straight line in log R: a negative keeps a finite pull however far
-an unbounded R has run past 1, where the exact expression is undefined."""
+"""Above R = 0.99, log(1 - R) is continued linearly in log R: a negative rollout keeps a finite gradient however far an
+unbounded R exceeds 1, where the exact expression is undefined."""
 LOG_FLOOR = -70.0
-"""Smallest log R that is told apart from impossible."""
+"""Smallest log R; lower values are clamped."""
 
 
 def log1mexp(log_a: Tensor) -> Tensor:
-    """log(1 - exp(log_a)) for log_a <= 0, accurate at both ends (Maechler 2012); -inf at 0."""
+    """Compute log(1 - exp(log_a)) for log_a <= 0, accurate at both ends (Maechler 2012); -inf at 0."""
     near_zero = log_a > -math.log(2.0)
-    # Each branch sees only arguments it is defined on, or its unused gradient would be NaN.
+    # Each branch gets only arguments for which it is defined; otherwise its unused gradient would be NaN.
     small = torch.where(near_zero, log_a, -1.0)
     large = torch.where(near_zero, -1.0, log_a)
     return torch.where(near_zero, torch.log(-torch.expm1(small)), torch.log1p(-torch.exp(large)))
 
 
 def log_complement(log_r: Tensor) -> Tensor:
-    """log(1 - R), continued linearly in log R above R = 0.99 so that R > 1 is punished, not undefined."""
+    """Compute log(1 - R), continued linearly in log R above R = 0.99, so that R > 1 is penalised and not undefined."""
     inside = log1mexp(log_r.clamp_max(LOG_CEILING))
     slope = math.exp(LOG_CEILING) / (1.0 - math.exp(LOG_CEILING))
     return inside - slope * (log_r - LOG_CEILING).clamp_min(0.0)
 
 
 def bernoulli_ce(log_r: Tensor, target: Tensor) -> Tensor:
-    """Cross entropy -C log R - (1 - C) log(1 - R) in nats, elementwise; R = exp(log_r), C in [0, 1].
+    """Compute the cross entropy -C log R - (1 - C) log(1 - R) in nats, elementwise; R = exp(log_r), C in [0, 1].
 
-    A positive that is already certain (log R > 0) costs nothing rather than less than nothing.
+    The term of a positive is 0, not negative, where log R > 0.
     """
     log_r = log_r.clamp_min(LOG_FLOOR)
     return -target * log_r.clamp_max(0.0) - (1.0 - target) * log_complement(log_r)
 
 
 def poisson_ce(log_r: Tensor, target: Tensor) -> Tensor:
-    """Generalised KL divergence C log(C / R) - C + R in nats, elementwise; R = exp(log_r) need not stay below 1.
+    """Compute the generalised KL divergence C log(C / R) - C + R in nats, elementwise; R = exp(log_r) may exceed 1.
 
-    Its slope in log R is min(R, 2) - C, bounded where that of the Bernoulli cross entropy, (R - C) / (1 - R), is not.
+    Its derivative by log R is min(R, 2) - C, which is bounded; that of the Bernoulli cross entropy, (R - C) / (1 - R),
+    is not.
     """
     log_r = log_r.clamp_min(LOG_FLOOR)
     ceiling = math.log(2.0)
@@ -54,9 +55,9 @@ def poisson_ce(log_r: Tensor, target: Tensor) -> Tensor:
 
 
 def bernoulli_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
-    """f_KL(a || b) = a log(a/b) + (1 - a) log((1 - a)/(1 - b)) between Bernoulli means, in nats.
+    """Compute f_KL(a || b) = a log(a/b) + (1 - a) log((1 - a)/(1 - b)) between Bernoulli means, in nats.
 
-    Meng et al. 2022, the regulariser of NADO. Gradients flow into both arguments.
+    It is the regulariser of NADO (Meng et al. 2022). Gradients flow into both arguments.
     """
     log_a = log_a.clamp(LOG_FLOOR, LOG_CEILING)
     log_b = log_b.clamp_min(LOG_FLOOR)

@@ -1,10 +1,10 @@
-"""Looking one token ahead: what q should be, from the values of the beginnings that each likely token would make.
+"""The lookahead objective: a target for q at every prefix, from the values of the prefix extended by each likely token.
 
 By definition q*(v | y_<=i) is proportional to p(v | y_<=i) R(y_<=i, v) (NADO, Meng et al. 2022). Given values U of the
 K likeliest continuations and of all others together, that is a target for every token of the vocabulary at every
-prefix of every rollout, accepted or not. A loss on sampled tokens sees one of them, and only through a verdict at the
-end of the text; this one has the noise of the values alone. Axes: N positions, K candidates, L = K + 1 with all other
-tokens as the last. The target is our addition.
+prefix of every rollout, accepted or not. A loss on sampled tokens covers one token per prefix, and only through the
+verdict at the end of the text; the only noise of the lookahead loss is that of the values. The target is our addition.
+Axes: N positions, K candidates, L = K + 1 with all other tokens as the last.
 """
 
 from __future__ import annotations
@@ -18,13 +18,14 @@ _NEARLY_ALL = 1 - 1e-6
 def lookahead_targets(
     log_p_NK: Tensor, value_NK: Tensor, other_value_N: Tensor, sharpness: float, floor: float
 ) -> Tensor:
-    """log of p (floor + (1 - floor) U)^sharpness, normalised, ``[N, L]``.
+    """Compute the log of p (floor + (1 - floor) U)^sharpness, normalised, ``[N, L]``.
 
     Args:
-        log_p_NK: of the candidates under the base.
+        log_p_NK: log-probabilities of the candidates under the base.
         value_NK, other_value_N: U after each candidate, and after any other token, in [0, 1].
-        sharpness: 1 is the optimum for these values. Where they see only part of what decides, more makes up for it.
-        floor: what certain failure counts for; above 0 keeps q from paying any price to avoid it.
+        sharpness: exponent of the values; 1 is the optimum for these values, and more compensates for values that
+            capture only part of what decides success.
+        floor: the value of certain failure; above 0 it limits the divergence from p that q accepts to avoid failure.
     """
     log_p_NL = torch.cat([log_p_NK, _log_others(log_p_NK)], -1)
     value_NL = torch.cat([value_NK, other_value_N[..., None]], -1)
@@ -33,11 +34,11 @@ def lookahead_targets(
 
 
 def lookahead_divergence(log_q_BTK: Tensor, log_target_BTL: Tensor, weight_BT: Tensor, mask_BT: Tensor) -> Tensor:
-    """KL(target || q) over candidates and all others together, weighted and summed over each rollout, ``[B]`` in nats.
+    """Compute KL(target || q) over candidates and all others together, weighted, summed per rollout, ``[B]`` in nats.
 
     Args:
-        log_q_BTK: of the candidates under the controlled model.
-        weight_BT: value of the prefix: what a model that obeys will rarely visit counts little.
+        log_q_BTK: log-probabilities of the candidates under the controlled model.
+        weight_BT: value of the prefix, so that prefixes that an obedient model will rarely visit count little.
     """
     log_q_BTL = torch.cat([log_q_BTK, _log_others(log_q_BTK)], -1)
     kl_BT = (log_target_BTL.exp() * (log_target_BTL - log_q_BTL)).sum(-1)
@@ -45,5 +46,5 @@ def lookahead_divergence(log_q_BTK: Tensor, log_target_BTL: Tensor, weight_BT: T
 
 
 def _log_others(log_p_NK: Tensor) -> Tensor:
-    """log of the probability outside the candidates, ``[N, 1]``."""
+    """Compute the log of the probability outside the candidates, ``[N, 1]``."""
     return torch.log1p(-log_p_NK.exp().sum(-1, keepdim=True).clamp_max(_NEARLY_ALL))

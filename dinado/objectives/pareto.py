@@ -1,4 +1,4 @@
-"""Pareto-smoothed importance weights: the largest ones replaced by what a fitted tail expects of them.
+"""Pareto-smoothed importance weights: the largest weights are replaced by their expected values under a fitted tail.
 
 Vehtari, Simpson, Gelman, Yao and Gabry, "Pareto smoothed importance sampling" (JMLR 2024); the tail is fitted as in
 Zhang and Stephens, "A new and efficient estimation method for the generalized Pareto distribution" (2009).
@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 
 TAIL_AT_LEAST = 5
-"""A tail of fewer weights says nothing about its shape."""
+"""Smallest number of tail weights to which a shape can be fitted."""
 
 
 def pareto_smoothed(weight_K: Tensor) -> tuple[Tensor, float]:
-    """Weights ``[K]`` with a smoothed tail and their old mean, and the tail's shape k.
+    """Smooth the tail of weights ``[K]`` without changing their mean, and fit the tail's shape k.
 
-    Above k = 0.7 an average with these weights is not to be trusted, however large K is.
+    Above k = 0.7 an average with these weights is unreliable, however large K is.
 
     Returns:
-        Weights and k; the weights as they were and NaN where the tail is too short or all of it equal.
+        Weights and k; the unchanged weights and NaN if the tail is too short or all of it equal.
     """
     num = len(weight_K)
     length = math.ceil(min(0.2 * num, 3 * math.sqrt(num)))
@@ -33,10 +33,10 @@ def pareto_smoothed(weight_K: Tensor) -> tuple[Tensor, float]:
     excess = (weight_K[tail] - cutoff).double()
     if not excess[-1] > excess[0]:
         return weight_K, math.nan
-    # Weights that equal the cutoff have no logarithm.
+    # The excess of a weight that equals the cutoff is 0 and has no logarithm.
     excess = excess.clamp_min(1e-12 * float(excess[-1]))
     shape, scale = fit_tail(excess)
-    # A short tail is pulled towards 1/2, as its authors do.
+    # The shape of a short tail is shrunk towards 1/2, as the authors do.
     shape = (length * shape + 10 * 0.5) / (length + 10)
     probability = (torch.arange(length, dtype=torch.float64) + 0.5) / length
     expected = _quantile(probability, shape, scale) + cutoff
@@ -46,7 +46,7 @@ def pareto_smoothed(weight_K: Tensor) -> tuple[Tensor, float]:
 
 
 def fit_tail(excess: Tensor) -> tuple[float, float]:
-    """Shape k and scale of a generalised Pareto distribution.
+    """Fit the shape k and the scale of a generalised Pareto distribution.
 
     Args:
         excess: sorted positive numbers, float64.
@@ -58,7 +58,7 @@ def fit_tail(excess: Tensor) -> tuple[float, float]:
     theta = 1 / excess[-1] + (1 - torch.sqrt(points / grid)) / (3 * quartile)
     shape = torch.log1p(-theta[:, None] * excess).mean(1)
     likelihood = num * (torch.log(-theta / shape) - shape - 1)
-    # The posterior mean over the grid; a point where the likelihood is not defined counts for nothing.
+    # The posterior mean over the grid; a point where the likelihood is undefined gets weight 0.
     weight = torch.nan_to_num(likelihood, nan=-torch.inf).softmax(0)
     best = (theta * weight).sum()
     k = torch.log1p(-best * excess).mean()

@@ -1,12 +1,12 @@
-"""One pass over the vocabulary and its derivative, with nothing of that axis kept in between.
+"""Reduction over the vocabulary axis, with a backward pass for which no tensor of that axis is kept.
 
-A score s_i(v) is a function of the score logits u_i(v) alone, so whatever a loss makes of the reduced numbers, its
-derivative by u_i(v) is a few entries (the tokens asked about, the token of the maximum) and one dense row times a
-number: q_i(v) ds/du. With a frozen output matrix W that dense row only ever meets W, so its product with W is formed in
-the forward pass, while the row is at hand, and the backward pass has lookups left to do. A trained W needs the row
-itself: it is computed again.
+A score s_i(v) is a function of the score logits u_i(v) alone, so the derivative by u_i(v) of any loss on the reduced
+numbers consists of a few entries (the requested tokens, the token of the maximum) and one dense row, q_i(v) ds/du,
+times a number. With a frozen output matrix W that dense row is only ever multiplied by W, so the product is formed in
+the forward pass, while the row is at hand, and the backward pass only needs lookups. A trained W needs the row itself,
+which is recomputed.
 
-Axes: N tokens, n of them at once, K asked about, V vocabulary, E width.
+Axes: N tokens, n of them at once, K requested tokens, V vocabulary, E width.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from torch.nn import functional as F
 
 Link = Literal["log_ratio", "identity", "logsigmoid"]
 CHUNK_ELEMENTS = 8_000_000
-"""Logits formed at once; 32 MB a tensor in float32."""
+"""Number of logits formed at once; a float32 tensor of them takes 32 MB."""
 
 
 class Head(NamedTuple):
@@ -33,21 +33,21 @@ class Head(NamedTuple):
     scale: float = 1.0
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Logits ``[N, V]``, in float32 at least."""
-        # Scaling what goes in spares a pass over what comes out.
+        """Compute logits ``[N, V]``, in float32 at least."""
+        # Scaling the input saves a pass over the output.
         bias_V = None if self.bias_V is None else self.bias_V * self.scale
         logits_NV = F.linear(hidden_ND * self.scale, self.weight_VD, bias_V)
         return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
 
 
 class Reduced(NamedTuple):
-    """What is left of the vocabulary, in float32 at least.
+    """Reduced numbers of the vocabulary axis, in float32 at least.
 
     Attributes:
-        log_p_NK: log p of the tokens asked about; no gradient. Zero without a base.
+        log_p_NK: log p of the requested tokens, without gradient; zero without a base.
         score_NK: their scores s; log q without a base.
         log_mean_N: log E_p[exp s]; the constant 0 with ``log_ratio``.
-        maximum_N: largest score; zero when it was not asked for, or without a base to have a score against.
+        maximum_N: largest score; zero if it was not requested, or without a base.
     """
 
     log_p_NK: Tensor
@@ -66,14 +66,14 @@ def reduce_vocabulary(
     maximum: bool = False,
     support: int = 0,
 ) -> Reduced:
-    """Reduce score logits, and base logits where there is a base, to what is said about K tokens a position.
+    """Reduce score logits, and base logits if there is a base, to numbers for K tokens per position.
 
     Args:
         link: see :func:`dinado.objectives.vocabulary.vocabulary_statistics`; without a base only ``log_ratio``.
         base: states ``[N, D]`` and head of the frozen base.
 
     Returns:
-        Differentiable by ``score_NE`` and the score head.
+        Reduced numbers with gradients to ``score_NE`` and the score head.
     """
     weight_VE, bias_V, scale = score_head
     plan = _Plan(scale, base, tokens_NK, link, maximum and base is not None, support)
@@ -81,7 +81,7 @@ def reduce_vocabulary(
 
 
 class _Plan(NamedTuple):
-    """What a pass is to do, beside the tensors that may want a gradient."""
+    """The arguments of a pass other than the tensors that may need a gradient."""
 
     scale: float
     base: tuple[Tensor, Head] | None
@@ -92,12 +92,12 @@ class _Plan(NamedTuple):
 
 
 class _Chunk(NamedTuple):
-    """What is left of some tokens over the whole vocabulary once it has been read.
+    """The result of a pass over the whole vocabulary for one chunk of tokens.
 
     Attributes:
         log_p_nK, score_nK, log_mean_n, maximum_n: see :class:`Reduced`.
         place_n: the token of the maximum.
-        dense_nV: q ds/du, of log q itself for a policy.
+        dense_nV: q ds/du; for a policy the derivative is that of log q.
     """
 
     log_p_nK: Tensor
@@ -139,13 +139,13 @@ class _Reduce(torch.autograd.Function):
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         plan: _Plan = ctx.plan
         kept_NE, weight_VE, bias_V, score_NK, maximum_N, place_N = ctx.saved_tensors
-        # The sparse entries: the tokens asked about, and the token of the maximum.
+        # The sparse entries are those of the requested tokens and of the token of the maximum.
         index_NJ, grad_NJ, score_NJ = plan.tokens_NK, grad_score_NK, score_NK
         if plan.maximum:
             index_NJ = torch.cat([index_NJ, place_N[:, None]], 1)
             grad_NJ = torch.cat([grad_NJ, grad_maximum_N[:, None]], 1)
             score_NJ = torch.cat([score_NJ, maximum_N[:, None]], 1)
-        # The dense row counts against log q, of which a policy's scores are made, or for the normaliser.
+        # The dense row comes from the normaliser: with a minus sign in a policy's log q, else in log_mean.
         dense_N = -grad_NJ.sum(1) if plan.link == "log_ratio" else grad_mean_N
         sparse_NJ = grad_NJ * _slope(score_NJ, plan.link) * plan.scale
         dense_N = dense_N * plan.scale
@@ -163,7 +163,7 @@ class _Reduce(torch.autograd.Function):
 def _through_head(
     score_NE: Tensor, head: Head, plan: _Plan, index_NJ: Tensor, sparse_NJ: Tensor, dense_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Gradients by states, weight and bias, from logits that are computed again."""
+    """Compute the gradients by states, weight and bias from recomputed logits."""
     grad_NE = torch.empty_like(score_NE)
     grad_VE = torch.zeros_like(head.weight_VD)
     grad_V = None if head.bias_V is None else torch.zeros_like(head.bias_V)
@@ -178,7 +178,7 @@ def _through_head(
 
 
 def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> _Chunk:
-    """Read the logits of some tokens; each of the two matrices ``[n, V]`` is overwritten once it has been read."""
+    """Reduce the logits of some tokens; each of the two matrices ``[n, V]`` is overwritten once it has been read."""
     tokens_nK = plan.tokens_NK[rows]
     u_nV = head.logits(score_NE[rows])
     if plan.base is None:
@@ -211,17 +211,17 @@ def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> 
 
 
 def link_scores(link: Link, logits_NV: Tensor) -> Tensor:
-    """Scores of an oracle network's logits."""
+    """Return the scores of an oracle network's logits."""
     return F.logsigmoid(logits_NV) if link == "logsigmoid" else logits_NV
 
 
 def _slope(score: Tensor, link: Link) -> Tensor:
-    """ds/du, of log q itself for a policy: d log sigmoid(u) / du = 1 - sigmoid(u)."""
+    """Return ds/du, for a policy that of log q; d log sigmoid(u) / du = 1 - sigmoid(u)."""
     return -torch.expm1(score) if link == "logsigmoid" else torch.ones_like(score)
 
 
 def _maximum(score_nV: Tensor, likely_nk: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
-    """Largest score and its token, among the likely ones if there are any given."""
+    """Return the largest score and its token, among the likely tokens if they are given."""
     if not wanted:
         nothing_n = torch.zeros_like(score_nV[:, 0])
         return nothing_n, nothing_n.long()
@@ -233,7 +233,7 @@ def _maximum(score_nV: Tensor, likely_nk: Tensor | None, wanted: bool) -> tuple[
 
 
 def _same_autocast(device_type: str) -> Any:
-    """A context manager that brings back the mixed precision of this moment, or its absence."""
+    """Return a function that enters the present autocast settings again."""
     enabled, dtype = torch.is_autocast_enabled(device_type), torch.get_autocast_dtype(device_type)
 
     def again() -> AbstractContextManager[Any]:
@@ -243,6 +243,6 @@ def _same_autocast(device_type: str) -> Any:
 
 
 def _chunks(num_tokens: int, vocab_size: int) -> Iterator[slice]:
-    """Rows whose logits are formed at once."""
+    """Yield the slices of rows whose logits are formed at once."""
     rows = max(1, CHUNK_ELEMENTS // vocab_size)
     return (slice(start, start + rows) for start in range(0, max(num_tokens, 1), rows))

@@ -1,4 +1,4 @@
-"""From per-token statistics to R, the probability that a prefix will end in success.
+"""Values R, the probability that a prefix will end in success, from per-token statistics.
 
 Four parameterisations of log R_i(v) = log R(c, y_<=i, v), given scores s_i(v) with q_i proportional to p_i exp(s_i):
 
@@ -37,23 +37,23 @@ class TokenValues(NamedTuple):
 
 
 def log_beta(norm_logit_BT: Tensor, root_B: Tensor | None) -> Tensor:
-    """log of the step-wise norm, ``[B, T]``: log sigmoid of the norm head's output.
+    """Compute the log of the step-wise norm, ``[B, T]``: log sigmoid of the norm head's output.
 
     Args:
-        root_B: a known success rate R(c) for each row. The head then predicts log-odds relative to it, so that which
-            prompts are easy is given and only what happens within a prompt is left to learn.
+        root_B: a known success rate R(c) for each row. The head then predicts log-odds relative to it, so that it
+            need not learn the differences between prompts, only those within a prompt.
     """
     logit_BT = norm_logit_BT.float()
     return F.logsigmoid(logit_BT if root_B is None else logit_BT + torch.logit(root_B.float())[:, None])
 
 
 def nado_values(statistics: VocabularyStatistics) -> TokenValues:
-    """R straight from the scores, which must be log-sigmoids."""
+    """Return R directly from the scores, which must be log-sigmoids."""
     return TokenValues(statistics.score, statistics.log_mean)
 
 
 def soft_values(statistics: VocabularyStatistics, log_beta_BT: Tensor, norm: Norm) -> TokenValues:
-    """R = beta times the normalised ratio; only the ratio decodes."""
+    """Compute R = beta times the normalised ratio; decoding uses the ratio alone."""
     norm_BT = statistics.maximum if norm == "linf" else statistics.log_mean
     if norm_BT is None:
         raise ValueError("the L-infinity norm needs statistics with their maximum")
@@ -64,7 +64,7 @@ def soft_values(statistics: VocabularyStatistics, log_beta_BT: Tensor, norm: Nor
 
 
 def hard_values(statistics: VocabularyStatistics, log_root_B: Tensor) -> TokenValues:
-    """R telescopes from the root: every step multiplies it by q/p of the sampled token."""
+    """Compute R by telescoping from the root: every step multiplies it by q/p of the sampled token."""
     log_ratio_BT = statistics.score - statistics.log_mean
     log_r_BT = log_root_B[:, None] + log_ratio_BT.cumsum(1)
     return TokenValues(log_r_BT, log_r_BT - log_ratio_BT)

@@ -1,8 +1,8 @@
-"""Everything a loss needs from the vocabulary axis, per response token, and nothing kept of that axis.
+"""Statistics over the vocabulary axis that losses need, per response token.
 
 A method scores every next token v with s_i(v); the controlled model is q_i(v) proportional to p_i(v) exp(s_i(v)).
-Losses need four numbers per token (see :class:`VocabularyStatistics`). The pass over the vocabulary is
-``dinado/objectives/reduction.py``; here it meets batches, of which it sees response tokens only.
+Losses need four numbers per token (see :class:`VocabularyStatistics`). This module applies the reduction of
+``dinado/objectives/reduction.py``, which keeps no tensor of the vocabulary axis, to the response tokens of a batch.
 
 Axes: N response tokens (padding left out), B rollouts, T response tokens, V vocabulary, D and E widths.
 """
@@ -18,14 +18,14 @@ from dinado.objectives.reduction import Head, Link, reduce_vocabulary
 
 
 class VocabularyStatistics(NamedTuple):
-    """Per response token, float32, ``[B, T]`` with 0 on padding.
+    """Statistics of each response token, float32, ``[B, T]`` with 0 on padding.
 
     Attributes:
         log_p: log p_i(y), the base's log-probability of the sampled token.
         score: s_i(y).
         log_mean: log E_{v ~ p_i}[exp s_i(v)], the log-normaliser of q_i.
-        maximum: max of s_i over the support, the L-infinity norm in log space; None when it was not asked for.
-        candidate_log_q: log q_i of the K tokens that were asked about, ``[B, T, K]``; None when none were.
+        maximum: max of s_i over the support, the L-infinity norm in log space; None if it was not requested.
+        candidate_log_q: log q_i of the K candidate tokens, ``[B, T, K]``; None if there are none.
     """
 
     log_p: Tensor
@@ -56,14 +56,14 @@ def vocabulary_statistics(
     """Reduce base and score logits over the vocabulary.
 
     Args:
-        base_hidden_BTD, base_head: give the base logits.
-        score_hidden_BTE, score_head: give the score logits u.
+        base_hidden_BTD, base_head: states and head that give the base logits.
+        score_hidden_BTE, score_head: states and head that give the score logits u.
         tokens_BT, mask_BT: sampled tokens, and where they are real.
         link: how u becomes a score. ``log_ratio``: u are a policy's logits and s = log softmax(u) - log p;
             ``identity``: s = u; ``logsigmoid``: s = log sigmoid(u).
-        maximum: reduce to the maximum as well.
+
         support: take the maximum over this many likeliest tokens under p; 0 takes the whole vocabulary.
-        candidate_BTK: tokens whose log q is wanted besides.
+        candidate_BTK: candidate tokens whose log q is computed as well.
 
     Returns:
         Statistics with gradients to ``score_hidden_BTE`` and the score head.
@@ -89,12 +89,12 @@ def vocabulary_statistics(
 
 
 def token_log_probs(hidden_BTD: Tensor, head: Head, tokens_BTK: Tensor, mask_BT: Tensor) -> Tensor:
-    """log softmax(head(hidden))[token] of K tokens at each position, ``[B, T, K]`` float32; 0 on padding."""
+    """Compute log softmax(head(hidden))[token] of K tokens at each position, ``[B, T, K]`` float32; 0 on padding."""
     keep_BT = mask_BT.bool()
     return _scatter(reduce_vocabulary(hidden_BTD[keep_BT], head, tokens_BTK[keep_BT], "log_ratio").score_NK, keep_BT)
 
 
 def _scatter(values_N: Tensor, keep_BT: Tensor) -> Tensor:
-    """``[N, ...]`` to ``[B, T, ...]``, 0 on padding."""
+    """Scatter ``[N, ...]`` to ``[B, T, ...]``, 0 on padding."""
     filled = torch.zeros(*keep_BT.shape, *values_N.shape[1:], dtype=values_N.dtype, device=values_N.device)
     return filled.masked_scatter(keep_BT.reshape(*keep_BT.shape, *[1] * (values_N.ndim - 1)), values_N)

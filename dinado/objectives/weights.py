@@ -1,6 +1,6 @@
-"""Importance weights: what a rollout drawn from a proposal s counts for under the base p.
+"""Importance weights of rollouts that were drawn from a proposal s, under the base p.
 
-Every function here looks at the rollouts of one prompt and returns weights of mean 1, that is, self-normalised ones.
+The weight functions take the rollouts of one prompt and return weights of mean 1, that is, self-normalised weights.
 Axes: K rollouts of one prompt, J proposals.
 """
 
@@ -13,7 +13,7 @@ from torch import Tensor
 
 
 class WeightSummary(NamedTuple):
-    """How uneven a set of weights is."""
+    """Measures of how uneven a set of weights is."""
 
     ess_fraction: float
     """Effective sample size (sum w)^2 / sum w^2 over the number of rollouts, 1 for equal weights."""
@@ -22,45 +22,46 @@ class WeightSummary(NamedTuple):
 
 
 def importance_weights(log_p_K: Tensor, log_s_K: Tensor) -> Tensor:
-    """p / s with mean 1, float64 ``[K]``.
+    """Compute p / s with mean 1, float64 ``[K]``.
 
     Args:
         log_p_K: log-probability of each whole response under the full base.
-        log_s_K: the same under what was actually sampled, temperature and truncation included; for rollouts from
-            several proposals their own one's, or that of the mixture (:func:`log_mixture`).
+        log_s_K: the same under the distribution that was sampled, temperature and truncation included; with several
+            proposals, under each rollout's own proposal or under the mixture (:func:`log_mixture`).
 
-    A response the base gives probability 0 gets weight 0. A proposal that truncates cannot be corrected for
-    what it never draws.
+    A response to which the base gives probability 0 gets weight 0. Weights cannot correct a truncated proposal for
+    responses that it never draws.
     """
     return _self_normalised((log_p_K - log_s_K).double())
 
 
 def log_mixture(log_s_KJ: Tensor, count_J: Tensor) -> Tensor:
-    """log-density ``[K]`` of rollouts under all proposals together, each with the share of the rollouts it gave.
+    """Compute the log-density ``[K]`` of rollouts under the mixture of all proposals, by their shares of the rollouts.
 
-    The balance heuristic (Veach and Guibas, 1995) weighs by p over this: as unbiased as p over each rollout's own
-    proposal, and never larger than p / s over the share of any one proposal. With a share b from the base, no weight
-    exceeds 1 / b before normalising.
+    The balance heuristic (Veach and Guibas, 1995) weighs by p over this density, which is as unbiased as p over each
+    rollout's own proposal, and never exceeds p / s over the share of any one proposal. With a share b from the base,
+    no weight exceeds 1 / b before normalising.
 
     Args:
         log_s_KJ: log-probability of every response under every proposal; -inf where one cannot draw it.
-        count_J: how many of the K rollouts each proposal gave.
+        count_J: number of the K rollouts that were drawn from each proposal.
     """
     share_J = count_J.double() / count_J.sum()
     return (log_s_KJ.double() + share_J.log()).logsumexp(1)
 
 
 def likelihood_weights(log_p_K: Tensor, same_K: Tensor, complement: bool = False) -> Tensor:
-    """Weights of distinct responses in proportion to p, mean 1, float64 ``[K]``; copies of a response share its weight.
+    """Weigh distinct responses in proportion to p, mean 1, float64 ``[K]``; copies of a response share its weight.
 
-    Likelihood re-weighting as far as its published description goes (Lu et al., 2023): what was drawn how often does
-    not matter, so a beam serves as well as samples. Without the complement it is the base restricted to what was seen.
+    This is likelihood re-weighting as far as its published description goes (Lu et al., 2023): the frequency of a draw
+    does not matter, so a beam serves as well as samples. Without the complement, the weighted responses represent the
+    base restricted to the responses seen.
 
     Args:
         same_K: equal numbers for equal responses.
-        complement: let the first half of the rollouts be the distinct set U, weighted by p, and those of the second
-            half that are not in U stand for everything else, with 1 - p(U) together. Unbiased where the second half
-            was drawn from the base.
+        complement: weigh the distinct responses U of the first half of the rollouts by p, and let those of the second
+            half that are not in U represent all other responses, with weight 1 - p(U) together. This is unbiased if
+            the second half was drawn from the base.
     """
     _, same_K, copies = torch.unique(same_K, return_inverse=True, return_counts=True)
     log_p_K = log_p_K.double()
@@ -78,7 +79,7 @@ def likelihood_weights(log_p_K: Tensor, same_K: Tensor, complement: bool = False
 
 
 def clipped(weight_K: Tensor, clip: float) -> Tensor:
-    """Weights cut at ``clip`` times their mean and brought back to mean 1, which biases them towards the proposal.
+    """Clip weights at ``clip`` times their mean and rescale them to mean 1, which biases them towards the proposal.
 
     Args:
         clip: 0 never clips.
@@ -90,23 +91,26 @@ def clipped(weight_K: Tensor, clip: float) -> Tensor:
 
 
 def summarise_weights(weight_N: Tensor) -> WeightSummary:
-    """Effective sample size and largest share of ``[N]`` non-negative weights."""
+    """Compute the effective sample size and the largest share of ``[N]`` non-negative weights."""
     weight_N = weight_N.double()
     total = weight_N.sum()
     return WeightSummary(effective_size(weight_N) / len(weight_N), float(weight_N.max() / total))
 
 
 def effective_size(weight_N: Tensor) -> float:
-    """(sum w)^2 / sum w^2; 0 for no weight at all. Of w C it says how many accepted rollouts there really are."""
+    """Compute the effective sample size (sum w)^2 / sum w^2; 0 if all weights are 0.
+
+    Applied to w C: the effective number of accepted rollouts.
+    """
     squares = float(weight_N.double().square().sum())
     return float(weight_N.double().sum()) ** 2 / squares if squares else 0.0
 
 
 def smoothed_root(score_K: Tensor, weight_K: Tensor | None = None, prior: float = 0.5) -> float:
-    """Estimate of R(c) from one prompt's rollouts, pulled off 0 and 1.
+    """Estimate R(c) from one prompt's rollouts, shrunk away from 0 and 1.
 
-    (sum w C + a) / (sum w + 2 a), with the Jeffreys prior a = 1/2. Weights that are uneven stand for fewer rollouts:
-    they are brought to a sum of the effective sample size.
+    The estimate is (sum w C + a) / (sum w + 2 a), with the Jeffreys prior a = 1/2. Uneven weights stand for fewer
+    rollouts, so they are rescaled to sum to the effective sample size.
     """
     weight_K = torch.ones_like(score_K) if weight_K is None else weight_K
     weight_K = weight_K * (effective_size(weight_K) / float(weight_K.sum()))

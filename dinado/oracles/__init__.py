@@ -1,4 +1,4 @@
-"""Oracles: what judges a finished text."""
+"""Oracles, which judge finished texts."""
 
 from dinado.oracles.length import LengthOracle
 from dinado.oracles.lexical import LexicalOracle

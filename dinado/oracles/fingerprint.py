@@ -1,7 +1,7 @@
 """Stable hashes of settings and code, equal in every process and on every machine.
 
-Python's own ``hash`` is salted per process and ``pickle`` depends on the order of sets, so values are walked
-and written out in one canonical form.
+Python's own ``hash`` is salted per process and ``pickle`` depends on the order of sets, so values are traversed
+and serialised in one canonical form.
 """
 
 from __future__ import annotations
@@ -25,20 +25,20 @@ _PACKAGE = __name__.partition(".")[0]
 
 
 def digest(*values: Any) -> str:
-    """A hexadecimal SHA-256 over values: numbers, strings, containers, tensors, modules, dataclasses, code.
+    """Return a hexadecimal SHA-256 over values: numbers, strings, containers, tensors, modules, dataclasses, code.
 
     Raises:
-        OracleError: a value is of a kind that can be neither walked nor pickled.
+        OracleError: a value is of a kind that can be neither traversed nor pickled.
     """
     return hashlib.sha256(_canonical(values)).hexdigest()
 
 
 def source_of(value: Callable[..., Any] | ModuleType) -> bytes:
-    """The whole file of a module, or of the module that defines a function or class; nothing for this package.
+    """Return the file of a module, or of the module that defines a function or class; empty for this package.
 
-    The file rather than the definition: what a user's oracle does also depends on the helpers and constants
+    The whole file is used, because the behaviour of a user's oracle also depends on the helpers and constants
     around it. Code of this package is identified by its name and settings, so that upgrades keep old rollouts.
-    Code without a file counts by its source, if the interpreter remembers it (a notebook).
+    For code without a file, the source is used if the interpreter has it (a notebook).
     """
     module_name = value.__name__ if isinstance(value, ModuleType) else value.__module__ or ""
     if module_name.partition(".")[0] == _PACKAGE:
@@ -54,7 +54,7 @@ def source_of(value: Callable[..., Any] | ModuleType) -> bytes:
 
 
 def _canonical(value: Any) -> bytes:
-    """Type, length and content of a value; the length keeps neighbouring values apart."""
+    """Serialise type, length and content of a value; the length keeps neighbouring values apart."""
     content = _content(value)
     return f"{type(value).__qualname__}:{len(content)}:".encode() + content
 

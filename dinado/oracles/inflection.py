@@ -7,20 +7,20 @@ from functools import cache
 
 import lemminflect
 
-# Runs of letters and digits: hyphens and apostrophes separate, so "ice-cream" holds "cream" and "boy's" holds "boy".
+# Runs of letters and digits: hyphens and apostrophes split, so "ice-cream" contains "cream" and "boy's" contains "boy".
 _WORD = re.compile(r"[^\W_]+")
 
 
 def split_words(text: str) -> list[str]:
-    """The lower-cased words of a text, in order."""
+    """Return the lower-cased words of a text, in order."""
     return _WORD.findall(text.lower())
 
 
 @cache
 def forms(word: str) -> frozenset[str]:
-    """A word and all its inflections of every part of speech, lower-cased.
+    """Return a word and all its inflections of every part of speech, lower-cased.
 
-    From lemminflect's dictionary, without its rules for unknown words: those are their own only form.
+    They are from lemminflect's dictionary, without its rules for unknown words; an unknown word is its only form.
     """
     word = word.lower()
     inflections = lemminflect.getAllInflections(word).values()

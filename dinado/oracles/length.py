@@ -1,4 +1,4 @@
-"""Length."""
+"""The oracle of text length."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dinado.prompt import Prompt
 
 
 class LengthOracle(Oracle):
-    """1 if the text has ``min_words`` to ``max_words`` words, both included, else 0.
+    """An oracle that gives 1 if the text has ``min_words`` to ``max_words`` words, both included, else 0.
 
-    A word is what stands between white space and holds a letter or digit.
+    A word is a run of characters between white space that contains a letter or digit.
 
     Raises:
-        OracleError: the bounds exclude nothing or everything.
+        OracleError: the bounds accept every text or none.
     """
 
     def __init__(self, min_words: int = 0, max_words: int | None = None) -> None:
@@ -30,7 +30,7 @@ class LengthOracle(Oracle):
         return [float(self._fits(_num_words(text))) for text in texts]
 
     def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """Share of the words that are needed; 0 once there are too many."""
+        """Return the share of the required words that are there; 0 once there are too many."""
         counts = [_num_words(text) for text in texts]
         least = max(self.min_words, 1)
         return [0.0 if self.max_words is not None and n > self.max_words else min(1.0, n / least) for n in counts]

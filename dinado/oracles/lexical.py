@@ -1,4 +1,4 @@
-"""Lexical constraints: the text contains all of these words, in any inflection."""
+"""The oracle of lexical constraints: the text contains all of some given words, in any inflection."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ _SHORTEST_FRAGMENT = 3
 
 
 class LexicalOracle(Oracle):
-    """1 if every concept occurs in the text in some inflected form, else 0.
+    """An oracle that gives 1 if every concept occurs in the text in some inflected form, else 0.
 
-    A concept of several words occurs where its words stand side by side, each in any of its forms.
+    A concept of several words occurs where its words are adjacent, each in any of its forms.
 
     Args:
         words: the concepts of every prompt; empty takes each prompt's own ``data["concepts"]``.
@@ -31,19 +31,19 @@ class LexicalOracle(Oracle):
         return [float(all(self.found(prompt, text))) for prompt, text in zip(prompts, texts, strict=True)]
 
     def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        """Share of the concepts found so far, a word that the text breaks off in counting by its letters.
+        """Return the share of the concepts found so far; an unfinished word at the end counts by its letters.
 
-        Words of several tokens would otherwise look like a waste until their last one.
+        Words of several tokens would otherwise show no progress until their last token.
         """
         return [self._progress(prompt, text) for prompt, text in zip(prompts, texts, strict=True)]
 
     def coverage(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> tuple[int, int]:
-        """Concepts found and concepts asked for, summed over texts; their ratio is the micro coverage."""
+        """Count concepts found and concepts required, summed over texts; their ratio is the micro coverage."""
         found = [hit for prompt, text in zip(prompts, texts, strict=True) for hit in self.found(prompt, text)]
         return sum(found), len(found)
 
     def found(self, prompt: Prompt, text: str) -> list[bool]:
-        """Whether each of the prompt's concepts occurs in the text.
+        """Tell for each of the prompt's concepts whether it occurs in the text.
 
         Raises:
             OracleError: the prompt has no concepts and the oracle no words of its own.
@@ -76,9 +76,9 @@ def _occurs(concept: list[str], words: list[str]) -> bool:
 
 
 def _begun(concept: list[str], fragment: str) -> float:
-    """How much of a concept's first word a fragment is, by letters, in the form of which it is most.
+    """Return the share of a concept, by letters, that a fragment of its first word covers, in the best of its forms.
 
-    A fragment too short to tell counts nothing, and no fragment is the whole concept.
+    A fragment too short to tell counts 0.
     """
     if len(fragment) < _SHORTEST_FRAGMENT:
         return 0.0

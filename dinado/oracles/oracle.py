@@ -1,4 +1,4 @@
-"""The oracle C(c, y): what judges a finished text, with everything it returns checked.
+"""The oracle C(c, y), which judges finished texts and whose return values are all checked.
 
 Axes: N texts.
 """
@@ -17,12 +17,12 @@ from dinado.oracles.fingerprint import digest, source_of
 from dinado.prompt import Prompt
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], Tensor | Sequence[float]]
-_ROUNDING = 1e-6  # a float32 softmax may sum to a hair above 1
+_ROUNDING = 1e-6  # a float32 softmax may sum to slightly more than 1
 _SHOWN = 80
 
 
 class Oracle(abc.ABC):
-    """Judges finished texts: 1 is obeyed, 0 is not, values between are probabilities.
+    """A judge of finished texts: 1 is obeyed, 0 is not, values between are probabilities.
 
     Subclasses implement :meth:`score` and keep their settings as attributes. Oracles are picklable and compose:
     ``a & b`` is the product, ``a | b`` is ``1 - (1 - a)(1 - b)`` and ``~a`` is ``1 - a``, which for 0/1 scores
@@ -31,25 +31,26 @@ class Oracle(abc.ABC):
 
     @abc.abstractmethod
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor | Sequence[float]:
-        """One number in [0, 1] for each of N texts; ``prompts[i]`` is what ``texts[i]`` responds to."""
+        """Return one number in [0, 1] for each of N texts; ``texts[i]`` is a response to ``prompts[i]``."""
 
     def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor | Sequence[float]:
-        """How far the beginning of a response has come, in [0, 1]; higher where success is nearer.
+        """Return the progress of unfinished responses, in [0, 1]; higher where success is nearer.
 
-        Used by ``objective.lookahead`` alone, to tell which tokens of a rollout helped. Judging the beginning as if it
-        were the whole says when an oracle is satisfied; override this where the way there can be seen too.
+        It is used by ``objective.lookahead`` alone, to tell which tokens of a rollout helped. The default judges the
+        prefix as if it were the whole text, which shows only when the oracle is satisfied; override this method where
+        partial progress can be measured.
         """
         return self.score(prompts, texts)
 
     @property
     def name(self) -> str:
-        """What messages call this oracle."""
+        """The name of this oracle in messages."""
         return type(self).__name__
 
     def settings(self) -> Any:
-        """What the oracle's behaviour depends on, besides its code: all attributes unless overridden.
+        """Return what the oracle's behaviour depends on besides its code: all attributes unless overridden.
 
-        Override it when attributes change while scoring, or cannot be hashed.
+        Override this method when attributes change while scoring, or cannot be hashed.
         """
         return vars(self)
 
@@ -57,13 +58,13 @@ class Oracle(abc.ABC):
     def fingerprint(self) -> str:
         """A hash of the class, its code if it lies outside this package, and :meth:`settings`.
 
-        The same in every process. Data that the oracle reads from disk or the network is not part of it.
+        It is the same in every process. Data that the oracle reads from disk or the network is not part of it.
         """
         cls = type(self)
         return digest(f"{cls.__module__}:{cls.__qualname__}", source_of(cls), self.settings())[:16]
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
-        """Scores, checked.
+        """Score texts and check the scores.
 
         Returns:
             float32 CPU tensor [N] in [0, 1].
@@ -75,7 +76,7 @@ class Oracle(abc.ABC):
         return self._checked(self.score, prompts, texts)
 
     def checked_progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
-        """:meth:`progress`, with the checks and errors of a score."""
+        """Return :meth:`progress`, with the checks and errors of a score."""
         return self._checked(self.progress, prompts, texts)
 
     def _checked(self, judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
@@ -109,7 +110,7 @@ class Oracle(abc.ABC):
         return torch.as_tensor(scores, dtype=torch.float32)
 
     def _culprit(self, judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], error: Exception) -> OracleError:
-        """The message for an oracle that raised on a batch; texts are retried alone to find which one did it."""
+        """Return the error for an oracle that raised on a batch; texts are retried one by one to find the cause."""
         for prompt, text in zip(prompts, texts, strict=True):
             try:
                 self._as_tensor(judge([prompt], [text]))
@@ -121,19 +122,74 @@ class Oracle(abc.ABC):
         )
 
     def __and__(self, other: Oracle) -> Oracle:
-        from dinado.oracles.compose import AllOf
-
         return AllOf(self, other) if isinstance(other, Oracle) else NotImplemented
 
     def __or__(self, other: Oracle) -> Oracle:
-        from dinado.oracles.compose import AnyOf
-
         return AnyOf(self, other) if isinstance(other, Oracle) else NotImplemented
 
     def __invert__(self) -> Oracle:
-        from dinado.oracles.compose import Not
-
         return Not(self)
+
+
+class _Pair(Oracle):
+    """Two oracles; each is called with its own checks, so that an error names the part that failed."""
+
+    symbol: str
+
+    def __init__(self, left: Oracle, right: Oracle) -> None:
+        self.left = left
+        self.right = right
+
+    @property
+    def name(self) -> str:
+        return f"({self.left.name} {self.symbol} {self.right.name})"
+
+    def settings(self) -> Any:
+        return self.left.fingerprint, self.right.fingerprint
+
+
+class AllOf(_Pair):
+    """The product of two oracles, ``a & b = a b``."""
+
+    symbol = "&"
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return self.left(prompts, texts) * self.right(prompts, texts)
+
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return (self.left.checked_progress(prompts, texts) + self.right.checked_progress(prompts, texts)) / 2
+
+
+class AnyOf(_Pair):
+    """The disjunction of two oracles, ``a | b = 1 - (1 - a)(1 - b)``."""
+
+    symbol = "|"
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return 1 - (1 - self.left(prompts, texts)) * (1 - self.right(prompts, texts))
+
+    def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return self.left.checked_progress(prompts, texts).maximum(self.right.checked_progress(prompts, texts))
+
+
+class Not(Oracle):
+    """The negation of an oracle, ``~a = 1 - a``; ``~~a`` is ``a`` itself."""
+
+    def __init__(self, inner: Oracle) -> None:
+        self.inner = inner
+
+    @property
+    def name(self) -> str:
+        return f"~{self.inner.name}"
+
+    def settings(self) -> Any:
+        return self.inner.fingerprint
+
+    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
+        return 1 - self.inner(prompts, texts)
+
+    def __invert__(self) -> Oracle:
+        return self.inner
 
 
 def _where(prompt: Prompt, text: str) -> str:

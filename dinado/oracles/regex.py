@@ -1,4 +1,4 @@
-"""Patterns."""
+"""The oracle of regular expressions."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dinado.prompt import Prompt
 
 
 class RegexOracle(Oracle):
-    """1 if the pattern is found anywhere in the text, else 0.
+    """An oracle that gives 1 if the pattern is found anywhere in the text, else 0.
 
     Raises:
         OracleError: the pattern is not a regular expression.

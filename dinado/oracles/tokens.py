@@ -41,20 +41,20 @@ class TokenDFA:
 
     @property
     def num_tokens(self) -> int:
-        """V, the end-of-sequence token included."""
+        """The vocabulary size V, the end-of-sequence token included."""
         return self.transitions_SV.shape[1]
 
     @property
     def is_empty(self) -> bool:
-        """Whether no sequence at all is accepted."""
+        """Whether the automaton accepts no sequence."""
         return not bool((self._reachable() & self.accepting_S).any())
 
     def accepts(self, tokens_BT: Tensor) -> Tensor:
-        """Whether each sequence is accepted, up to its first end-of-sequence token or T tokens; bool [B]."""
+        """Tell whether each sequence is accepted, up to its first end-of-sequence token or T tokens; bool [B]."""
         return self.accepting_S[self.final_state(tokens_BT)]
 
     def final_state(self, tokens_BT: Tensor) -> Tensor:
-        """The state in which each sequence ends; int64 [B]."""
+        """Return the state in which each sequence ends; int64 [B]."""
         state_B = torch.full((tokens_BT.shape[0],), self.start)
         ended_BT = (tokens_BT == EOS).cumsum(dim=1) > 0
         for token_B in tokens_BT.masked_fill(ended_BT, EOS).unbind(dim=1):
@@ -62,7 +62,7 @@ class TokenDFA:
         return state_B
 
     def product(self, other: TokenDFA) -> TokenDFA:
-        """The smallest automaton that accepts what both accept."""
+        """Return the smallest automaton that accepts the sequences that both accept."""
         assert self.num_tokens == other.num_tokens, f"{self.num_tokens} and {other.num_tokens} tokens"
         pairs_SSV = self.transitions_SV[:, None] * other.num_states + other.transitions_SV[None, :]
         return TokenDFA(
@@ -72,9 +72,9 @@ class TokenDFA:
         ).minimal()
 
     def minimal(self) -> TokenDFA:
-        """The smallest automaton for the same language: unreachable states dropped, equivalent ones merged.
+        """Return the smallest automaton for the same language: unreachable states dropped, equivalent ones merged.
 
-        Moore's refinement; the numbering of states depends on the language alone.
+        This is Moore's refinement; the numbering of states depends on the language alone.
         """
         kept_S = self._reachable().nonzero().squeeze(1)
         renumbered_S = torch.full((self.num_states,), -1).index_put((kept_S,), torch.arange(len(kept_S)))
@@ -93,7 +93,7 @@ class TokenDFA:
         )
 
     def distance(self) -> Tensor:
-        """Fewest tokens from each state to an accepting one, int64 [S]; S where there is no way."""
+        """Return the fewest tokens from each state to an accepting one, int64 [S]; S where none can be reached."""
         distance_S = torch.where(self.accepting_S, 0, self.num_states)
         for _ in range(self.num_states):
             distance_S = torch.minimum(distance_S, distance_S[self.transitions_SV].amin(1) + 1)
@@ -112,7 +112,7 @@ class TokenDFA:
 def token_dfa(
     num_tokens: int, required: Sequence[int] = (), avoided: Sequence[int] = (), ends_with: int | None = None
 ) -> TokenDFA:
-    """The smallest automaton of the sequences that obey all constraints.
+    """Return the smallest automaton of the sequences that obey all constraints.
 
     Args:
         num_tokens: V, the end-of-sequence token 0 included.
@@ -142,14 +142,14 @@ def token_dfa(
 
 
 def _occurs(num_tokens: int, token: int, accepted: bool) -> TokenDFA:
-    """State 1 once the token has been read."""
+    """Return an automaton that is in state 1 once the token has been read."""
     transitions_SV = torch.arange(2)[:, None].repeat(1, num_tokens)
     transitions_SV[:, token] = 1
     return TokenDFA(transitions_SV, 0, torch.tensor([not accepted, accepted]))
 
 
 def _comes_last(num_tokens: int, token: int) -> TokenDFA:
-    """State 1 while the token is the last one read."""
+    """Return an automaton that is in state 1 while the token is the last one read."""
     transitions_SV = torch.zeros(2, num_tokens, dtype=torch.long)
     transitions_SV[:, token] = 1
     transitions_SV[:, EOS] = torch.arange(2)
@@ -157,10 +157,10 @@ def _comes_last(num_tokens: int, token: int) -> TokenDFA:
 
 
 class TokenOracle(Oracle):
-    """1 if the automaton accepts the text, else 0.
+    """An oracle that gives 1 if the automaton accepts the text, else 0.
 
-    Texts are token ids with spaces between them, ``"3 7 1"``; an end-of-sequence token and what follows it are
-    not read.
+    Texts are token ids separated by spaces, ``"3 7 1"``; an end-of-sequence token and the tokens after it are
+    ignored.
     """
 
     def __init__(self, dfa: TokenDFA) -> None:
@@ -170,7 +170,7 @@ class TokenOracle(Oracle):
         return self.dfa.accepts(self._tokens(texts))
 
     def progress(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
-        """1 where the automaton accepts, falling with the number of tokens it still asks for."""
+        """Return 1 where the automaton accepts, and less the more tokens it still needs."""
         distance_S = self.dfa.distance()
         left_B = distance_S[self.dfa.final_state(self._tokens(texts))]
         farthest = int(distance_S[distance_S < self.dfa.num_states].max())

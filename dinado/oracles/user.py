@@ -56,7 +56,7 @@ class FunctionOracle(Oracle):
         return self.spec
 
     def settings(self) -> Any:
-        """The name, the file it is imported from, and the file that defines it, which may be another."""
+        """Return the name, the file it is imported from, and the file that defines it, which may be another."""
         code = self.function if inspect.isroutine(self.function) else type(self.function)
         return self.spec, source_of(sys.modules[self.spec.partition(":")[0]]), source_of(code)
 
@@ -81,7 +81,7 @@ def _resolve(spec: str) -> Any:
 
 
 def _import(spec: str, module_name: str) -> ModuleType:
-    # Last, so that a file of the user's never hides an installed package.
+    # The current directory goes last, so that a user's file never hides an installed package.
     if not {"", os.getcwd()} & set(sys.path):
         sys.path.append(os.getcwd())
     importlib.invalidate_caches()
@@ -100,7 +100,7 @@ def _check_signature(spec: str, function: Any) -> None:
         raise OracleError(f"oracle.function {spec!r} is a {type(function).__name__}, which cannot be called")
     try:
         signature = inspect.signature(function)
-    except ValueError:  # some built-in callables have none
+    except ValueError:  # some built-in callables have no signature
         return
     try:
         signature.bind((), ())

@@ -1,1 +1,1 @@
-"""What moves during training: an oracle network, adapters, or all weights."""
+"""Parameterisations, the weights that are trained: an oracle network, adapters, or all weights."""

@@ -18,17 +18,17 @@ class Full(Policy):
 
     @classmethod
     def inject(cls, base: BaseLM, *, link: Link, seed: int) -> Self:
-        """Copy the base; it draws nothing at random."""
+        """Copy the base; nothing is initialised at random."""
         policy = copy.deepcopy(base)
         policy.model.requires_grad_(True)
         return cls(base, policy)
 
     def fold(self) -> nn.Module:
-        """The copy is a plain model already."""
+        """Return the copy, which is a plain model already."""
         model: nn.Module = self.policy.model
         return model
 
     def change_norm(self) -> float:
-        """Frobenius norm of the difference from the base."""
+        """Compute the Frobenius norm of the difference from the base."""
         pairs = zip(self.policy.model.parameters(), self.base.model.parameters(), strict=True)
         return float(torch.stack([(a.detach() - b.detach()).float().square().sum() for a, b in pairs]).sum().sqrt())

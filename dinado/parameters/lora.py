@@ -45,7 +45,7 @@ class Lora(Policy):
         Args:
             r: rank.
             alpha: the update of a weight matrix is alpha / r * B A.
-            dropout: on the adapter's input.
+            dropout: dropout rate on the adapter's input.
             targets: module names, or ``all-linear``.
 
         Raises:
@@ -73,7 +73,7 @@ class Lora(Policy):
         return self
 
     def fold(self) -> nn.Module:
-        """Add every update to its weight matrix and take the adapters out."""
+        """Add every update to its weight matrix and remove the adapters."""
         from peft.tuners.tuners_utils import BaseTunerLayer
 
         model: nn.Module = self.base.model
@@ -86,7 +86,7 @@ class Lora(Policy):
         return model
 
     def change_norm(self) -> float:
-        """||scale B A||_F over all adapters, by r x r matrices alone: ||BA||_F^2 = tr(B'B A A')."""
+        """Compute ||scale B A||_F over all adapters from r x r matrices alone: ||BA||_F^2 = tr(B'B A A')."""
         total = 0.0
         for pair in self.pairs():
             a_rI, b_Or, scale = pair.a_rI.detach(), pair.b_Or.detach(), pair.scale
@@ -94,7 +94,7 @@ class Lora(Policy):
         return total**0.5
 
     def pairs(self) -> list[MatrixPair]:
-        """A and B of every adapter, with alpha / r."""
+        """List A and B of every adapter, with the scale alpha / r."""
         from peft.tuners.lora import LoraLayer
 
         return [
@@ -134,7 +134,7 @@ def _add_adapters(base: BaseLM, *, r: int, alpha: float, dropout: float, targets
         raise UserError(f"lora.targets={targets}: {str(error).splitlines()[0]}") from None
     out = base.model.get_output_embeddings()
     if hasattr(out, "active_adapters"):
-        # Folding them in would change the input embeddings too, and dropout before them would not be applied.
+        # Folding the adapters would change the input embeddings too, and dropout before them would not be applied.
         if out.weight is base.model.get_input_embeddings().weight:
             raise UserError(
                 "lora.targets adapts the output embedding, which this base reads its input with; leave it out"

@@ -24,7 +24,7 @@ from dinado.seeding import derive_seed
 
 
 class Network(Parameterisation):
-    """Scores from an oracle network on the base's hidden states.
+    """An oracle network on the base's hidden states, whose output gives the scores.
 
     Args:
         network: reads the states and gives logits u over the vocabulary.
@@ -95,41 +95,41 @@ class Network(Parameterisation):
         return Scored(statistics, taps, own.state_NLE)
 
     def log_q(self, batch: RolloutBatch) -> Tensor:
-        """Log-probability of each response token under p * R."""
+        """Compute the log-probability of each response token under p * R."""
         return self(batch).statistics.log_q
 
     def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> NetworkStates:
-        """Return the network's states ``[B, T, ...]``, without a look at the vocabulary."""
+        """Compute the network's states ``[B, T, ...]``, without a pass over the vocabulary."""
         states = frozen_states(self.base, batch, self.taps) if states is None else states
         return self.network.forward_batch(states, batch, self.base.head)
 
     def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
-        """The network's own states."""
+        """Return the network's own states."""
         return (self.own_states(batch).state_NLE,)
 
     def shared_with_norm(self) -> list[nn.Parameter]:
-        """The body of the network; what leads from its states to the vocabulary is left out."""
+        """List the weights of the network's body; those that lead from its states to the vocabulary are left out."""
         pointer = () if self.network.pointer is None else self.network.pointer.parameters()
         decodes = {id(self.network.out.weight), *map(id, pointer)}
         return [p for p in self.network.parameters() if id(p) not in decodes]
 
     def fold(self) -> nn.Module:
-        """A network needs the base beside it."""
+        """Raise :class:`CannotFold`: a network needs the base beside it."""
         raise CannotFold(
             "an oracle network is not a language model of its own; take a run that trained the model (sft, "
             "dinado_merge, or dinado_hard with parameters=lora)"
         )
 
     def change_norm(self) -> float:
-        """Frobenius norm of the output matrix, which is 0 at the start."""
+        """Compute the Frobenius norm of the output matrix, which is 0 at the start."""
         return float(self.network.out.weight.detach().norm())
 
     def cache_layers(self, alpha: float) -> int:
-        """Those of the network."""
+        """Return the number of cache layers of the network."""
         return self.network.cache_layers
 
     def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """log p + alpha log R, up to a constant."""
+        """Compute log p + alpha log R, up to a constant."""
         layers, network = self.base.num_layers, self.network
         indices = [round(depth * layers) for depth in self.taps]
         out = self.base.model.base_model(

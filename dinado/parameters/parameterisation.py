@@ -1,7 +1,7 @@
-"""The protocol for what moves during training: an oracle network beside the base, adapters inside it, all weights.
+"""The protocol of a parameterisation, the trained weights: an oracle network beside the base, adapters inside it, all.
 
-A parameterisation turns a batch into vocabulary statistics and the states that a norm head may read, decodes, and says
-everything else that depends on what is trained. Nothing outside this package asks which one it is.
+A parameterisation turns a batch into vocabulary statistics and the states that a norm head may read, decodes, and
+implements everything else that depends on the trained weights. No code outside this package tests which one it is.
 
 Axes: B rollouts, T response tokens, N rows, L new positions, V vocabulary, D and E widths.
 """
@@ -23,7 +23,7 @@ from dinado.objectives.vocabulary import VocabularyStatistics
 
 
 class Needs(NamedTuple):
-    """What a method needs beyond log q, so that nothing else is computed.
+    """The quantities that a method needs beyond log q, so that nothing else is computed.
 
     Attributes:
         maximum: the L-infinity norm of the scores.
@@ -42,10 +42,10 @@ NOTHING_MORE = Needs()
 
 
 class Scored(NamedTuple):
-    """A batch after the models have read it.
+    """The outputs of the models on a batch.
 
     Attributes:
-        statistics: what losses need from the vocabulary axis.
+        statistics: the reductions over the vocabulary that losses need.
         taps: states ``[B, T, D]`` at the depths that were needed.
         own_state_BTE: the trained states.
     """
@@ -64,11 +64,11 @@ class MatrixPair(NamedTuple):
 
 
 class CannotFold(UserError):
-    """The trained weights cannot be folded into a plain model; the message says why."""
+    """The error that trained weights cannot be folded into a plain model; the message gives the reason."""
 
 
 class Parameterisation(nn.Module, abc.ABC):
-    """What moves, around a frozen base.
+    """Trained weights around a frozen base.
 
     Attributes:
         base: the frozen base; its fingerprint names the pretrained weights alone.
@@ -84,7 +84,7 @@ class Parameterisation(nn.Module, abc.ABC):
     @classmethod
     @abc.abstractmethod
     def inject(cls, *args: Any, **settings: Any) -> Self:
-        """Build the trained weights around a base, or inside it, without a change of p at the start.
+        """Build the trained weights around a base, or inside it, so that p is unchanged at the start.
 
         It is called as ``inject(base, link=..., seed=..., **settings)``.
 
@@ -92,7 +92,7 @@ class Parameterisation(nn.Module, abc.ABC):
             base: the frozen base.
             link: how a network's output becomes a score; a policy's score is always log q - log p.
             seed: names the random stream of the initialisation.
-            settings: those of its section of the configuration.
+            settings: the settings of its section of the configuration.
 
         Raises:
             UserError: the base has no place for them.
@@ -104,7 +104,7 @@ class Parameterisation(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def log_q(self, batch: RolloutBatch) -> Tensor:
-        """Log-probability of each response token under the controlled model, ``[B, T]`` float32, 0 on padding."""
+        """Compute log q of each response token under the controlled model, ``[B, T]`` float32, 0 on padding."""
 
     @property
     @abc.abstractmethod
@@ -113,7 +113,7 @@ class Parameterisation(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
-        """Return the states that a norm head reads before training has moved anything else, each ``[B, T, D]``.
+        """Return the states that a norm head reads while it is trained alone, each ``[B, T, D]``.
 
         Args:
             taps: depths of the base, for a head that reads the base.
@@ -128,7 +128,7 @@ class Parameterisation(nn.Module, abc.ABC):
         return self.base.adapters(on=False)
 
     def on(self) -> AbstractContextManager[None]:
-        """Switch them on inside a block in which they are off."""
+        """Switch the trained weights on inside a block in which they are off."""
         return self.base.adapters(on=True)
 
     @abc.abstractmethod
@@ -141,14 +141,14 @@ class Parameterisation(nn.Module, abc.ABC):
 
     @abc.abstractmethod
     def change_norm(self) -> float:
-        """Frobenius norm of the change of the weights since the start."""
+        """Compute the Frobenius norm of the change of the weights since the start."""
 
     def trained(self) -> dict[str, nn.Parameter]:
         """Return what a checkpoint holds: the trained weights by name."""
         return {name: parameter for name, parameter in self.named_parameters() if parameter.requires_grad}
 
     def groups(self) -> list[list[nn.Parameter]]:
-        """List the trained weights in groups that an optimiser may give rates of their own; one by default."""
+        """List the trained weights in groups that may have their own learning rates; one group by default."""
         return [list(self.trained().values())]
 
     def pairs(self) -> list[MatrixPair]:

@@ -22,11 +22,11 @@ from dinado.parameters.parameterisation import NOTHING_MORE, Needs, Parameterisa
 
 
 class Policy(Parameterisation, ABC):
-    """Scores log q - log p of a policy.
+    """A policy, whose scores are log q - log p.
 
     Args:
         base: the frozen base.
-        policy: what runs the policy: the same BaseLM when adapters live in it, another one for a copy.
+        policy: the model of the policy: the same BaseLM when it holds adapters, another one for a copy.
     """
 
     is_policy = True
@@ -75,28 +75,28 @@ class Policy(Parameterisation, ABC):
         return Scored(statistics, taps, policy_BTD)
 
     def log_q(self, batch: RolloutBatch) -> Tensor:
-        """Log-probability of each response token under the policy; the base never runs."""
+        """Compute the log-probability of each response token under the policy; the base does not run."""
         policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
         return token_log_probs(policy_BTD, self.head, batch.response_BT[..., None], batch.response_mask_BT)[..., 0]
 
     def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
-        """States of the frozen base: the policy is not run."""
+        """Return states of the frozen base; the policy does not run."""
         return base_taps(self.base, batch, tuple(taps))[0]
 
     def shared_with_norm(self) -> list[nn.Parameter]:
-        """The base's states are frozen."""
+        """Return an empty list: the norm head reads frozen states of the base."""
         return []
 
     def recomputable(self) -> nn.Module:
-        """The policy."""
+        """Return the policy."""
         return self.policy
 
     def cache_layers(self, alpha: float) -> int:
-        """A second set for the base, where control is stronger or weaker than trained."""
+        """Return the number of layers of a second cache for the base, which is needed where alpha is not 1."""
         return self.base.num_layers if alpha != 1.0 else 0
 
     def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """The policy's logits; between (or beyond) those of the base and the policy where alpha is not 1."""
+        """Compute the policy's logits; where alpha is not 1, interpolate or extrapolate from the base's."""
         of_policy = self._logits(self.policy, self.head, 0, ids_NL, cache, keep, where)
         if alpha == 1.0:
             return of_policy
@@ -105,7 +105,7 @@ class Policy(Parameterisation, ABC):
         return of_base + alpha * (of_policy - of_base)
 
     def _without_base(self, policy_BTD: Tensor, batch: RolloutBatch) -> VocabularyStatistics:
-        """A policy is normalised already and log p of the sampled tokens is on record: no pass over p's vocabulary."""
+        """Compute the statistics without a pass over p's vocabulary: q is normalised and log p of the tokens stored."""
         asked_BTK = batch.response_BT[..., None]
         if batch.candidate_BTK is not None:
             asked_BTK = torch.cat([asked_BTK, batch.candidate_BTK], -1)

@@ -16,10 +16,10 @@ from dinado.rollouts.sampler import Samples
 
 @torch.no_grad()
 def beam_search(base: BaseLM, ids_PS: Tensor, mask_PS: Tensor, num_beams: int, max_new_tokens: int) -> Samples:
-    """The K responses that a beam of K ends with, likeliest first; a search draws nothing, so ``log_s`` is 0.
+    """Return the K hypotheses of a beam search of width K, likeliest first; nothing is drawn, so ``log_s`` is 0.
 
-    Hypotheses are compared by their log-probability as it is, without a penalty on length. Where the vocabulary is too
-    small for K different ones, some come twice.
+    Hypotheses are compared by their log-probability, without a length penalty. Where the vocabulary is too small for K
+    different hypotheses, some occur twice.
     """
     processors = LogitsProcessorList([TemperatureLogitsWarper(base.temperature)] if base.temperature != 1.0 else [])
     out_NL = base.model.generate(
@@ -48,6 +48,6 @@ def beam_search(base: BaseLM, ids_PS: Tensor, mask_PS: Tensor, num_beams: int, m
 
 
 def _until_end(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:
-    """Up to the first end-of-sequence token, that one included; what follows is padding."""
+    """Return the tokens up to and including the first end-of-sequence token; the rest is padding."""
     ends = [index for index, token in enumerate(tokens) if token in eos_ids]
     return tokens[: ends[0] + 1] if ends else tokens

@@ -1,4 +1,4 @@
-"""Keys and values with room to grow: transformers' own cache copies all of them at every token.
+"""A key-value cache with room to grow in place; transformers' own cache copies all keys and values at every token.
 
 Axes: N rows, H heads, L positions, D width of a head.
 """
@@ -14,11 +14,11 @@ from transformers.cache_utils import DynamicLayer
 
 
 class RoomyLayer(DynamicLayer):
-    """A cache layer whose keys and values are the filled part of larger tensors. For decoding, not for gradients.
+    """A cache layer whose keys and values are the filled part of larger tensors, for decoding without gradients.
 
     Args:
-        layer: what it takes over.
-        room: positions to make room for; when they run out, twice as many are added.
+        layer: the layer whose keys and values are taken over.
+        room: number of positions to allocate; when they run out, twice as many are added.
     """
 
     keys: Tensor
@@ -31,7 +31,7 @@ class RoomyLayer(DynamicLayer):
         self._hold(layer.keys, layer.values, room)
 
     def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
-        """Append in place; returns everything so far, ``[N, H, L, D]``."""
+        """Append in place; return all keys and values so far, ``[N, H, L, D]``."""
         start, stop = self.keys.shape[2], self.keys.shape[2] + key_states.shape[2]
         capacity = self._keys_NHLD.shape[2]
         if stop > capacity:
@@ -55,7 +55,7 @@ class RoomyLayer(DynamicLayer):
 
 
 def make_room(cache: Cache, room: int) -> None:
-    """Give the plain layers of a cache room for this many more positions; layers of other kinds stay as they are."""
+    """Give the plain layers of a cache room for ``room`` more positions; layers of other kinds are left unchanged."""
     for index, layer in enumerate(cache.layers):
         if type(layer) is DynamicLayer and layer.is_initialized:
             cache.layers[index] = RoomyLayer(layer, room)

@@ -1,7 +1,7 @@
-"""Fill a rollout store: sample what is missing, ask the oracle, block by block.
+"""Collection of rollouts: sample and judge the missing blocks of a rollout store, one by one.
 
 Every response has its own random stream, so the content depends neither on the number of processes, nor on the size
-of a block, nor on where an earlier attempt was stopped.
+of a block, nor on where an earlier attempt stopped.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far one process is with its share of a store, this attempt only.
+    """The progress of one process with its share of a store, in this attempt only.
 
     Attributes:
-        done, total: rollouts.
-        tokens: response tokens sampled.
-        seconds: since the start.
+        done, total: number of rollouts.
+        tokens: number of response tokens sampled.
+        seconds: time since the start.
     """
 
     total: int
@@ -49,12 +49,12 @@ class Progress:
 
     @property
     def rollouts_per_s(self) -> float:
-        """Rollouts sampled and judged a second."""
+        """Rollouts sampled and judged per second."""
         return self.done / max(self.seconds, 1e-9)
 
     @property
     def tokens_per_s(self) -> float:
-        """Response tokens a second."""
+        """Response tokens per second."""
         return self.tokens / max(self.seconds, 1e-9)
 
 
@@ -69,20 +69,20 @@ def collect(
     states: StateStore | None = None,
     controlled: ControlledLM | None = None,
 ) -> Progress:
-    """Make the blocks of ``store`` that are missing and belong to this process.
+    """Make the missing blocks of ``store`` that belong to this process.
 
     Process ``rank`` of ``world_size`` owns the blocks ``rank, rank + world_size, ...`` and does not wait for the
-    others (:meth:`RolloutStore.wait`). Once the store is complete, one line says what is in it. Whatever stops this
-    early, an oracle that raises included, blocks that were sampled stay.
+    others (:meth:`RolloutStore.wait` does). A complete store is summarised in one log line. Sampled blocks are kept if
+    anything stops the collection early, an oracle that raises included.
 
     Args:
-        states: where to keep the base's hidden states at what is sampled now; texts that are there already get
-            theirs from :func:`~dinado.rollouts.state_store.record_states`.
+        states: store for the base's hidden states of newly sampled texts; existing texts get theirs from
+            :func:`~dinado.rollouts.state_store.record_states`.
         controlled: the model to sample in place of the base, that of ``store.spec.model``.
 
     Raises:
-        OracleError: from the oracle.
-        StoreError: the disk refuses.
+        OracleError: the oracle failed.
+        StoreError: a file cannot be written.
     """
     missing = [block for block in store.missing_blocks() if block % world_size == rank]
     progress = Progress(total=store.spec.num_rollouts(missing))
@@ -107,7 +107,7 @@ def collect(
 def _sample_block(
     base: BaseLM, store: RolloutStore, block: int, states: StateStore | None, controlled: ControlledLM | None
 ) -> int:
-    """Sample and store the texts of a block; returns the number of tokens."""
+    """Sample and store the texts of a block; return the number of tokens."""
     spec = store.spec
     counts = [spec.count(position) for position in spec.block(block)]
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
@@ -127,16 +127,16 @@ def _sample_block(
         samples.log_p = [row[: len(tokens)] for row, tokens in zip(log_p, samples.tokens, strict=True)]
     table = store.texts_table(block, samples, [base.decode(tokens) for tokens in samples.tokens])
     if states is not None and samples.states is not None:
-        # Before the texts: killed between the two, both are made again, and to the bit as they would have been.
+        # States are written before the texts: a run killed in between makes both again, identical to the bit.
         states.write(block, samples.states, shard_digest(table))
     store.write_texts(block, table)
     return sum(map(len, samples.tokens))
 
 
 def _part(store: RolloutStore) -> tuple[str, ...]:
-    """Names the streams of what a later round draws besides the base, which must not be those of the base.
+    """Return names that keep the streams of a model or of a later round's flattened base apart from the base's streams.
 
-    Which model it is does not name them: one that differs by rounding then draws the same texts.
+    The model's fingerprint is not among them: a model that differs by rounding then draws the same texts.
     """
     if store.spec.model is not None:
         return ("model",)
@@ -144,7 +144,7 @@ def _part(store: RolloutStore) -> tuple[str, ...]:
 
 
 def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
-    """Judge the stored texts of a block; a truncated one scores 0 unasked unless truncated ones are to be judged."""
+    """Judge the stored texts of a block; truncated texts score 0 without the oracle unless they are to be judged."""
     table = store.read_texts(block)
     asked_N = table["finished"].to_numpy() | (store.truncated == "score")
     score_N = np.zeros(len(asked_N), dtype=np.float32)
@@ -157,7 +157,7 @@ def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
 
 
 def _look_ahead(base: BaseLM, oracle: Oracle, store: RolloutStore, block: int) -> None:
-    """One pass of the base over the stored texts of a block, and the oracle's view of what could have followed."""
+    """Run the base once over the stored texts of a block, and judge the likely next tokens at every position."""
     spec, table, batch = store.spec, store.read_texts(block), store.text_batch(base, block)
     rows = [
         look_ahead(
@@ -197,7 +197,7 @@ def _report(store: RolloutStore) -> None:
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[Progress], None]]:
-    """A bar with rates on the terminal; what it yields is an ``on_progress``."""
+    """Show a progress bar with rates on the terminal; yield an ``on_progress`` that updates it."""
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
     from rich.progress import Progress as Bar
 

@@ -1,4 +1,4 @@
-"""What the oracle sees in unfinished responses: in every beginning of a rollout, and in that beginning plus one token.
+"""Judgement of unfinished responses by the oracle: every prefix of a rollout, and every prefix plus one token.
 
 Axes: T tokens of a response, K candidates for the next one.
 """
@@ -22,13 +22,13 @@ Decode = Callable[[Sequence[int]], str]
 
 
 class Lookahead(NamedTuple):
-    """What is known about each token of one response, and about the tokens that could have stood in its place.
+    """The oracle's progress along one response, and its outlook for the likely tokens at each position.
 
     Attributes:
-        progress_T: of the text before the token.
+        progress_T: progress of the text before each token.
         candidate_TK: the base's likeliest next tokens, likeliest first.
         log_p_TK: their log-probabilities.
-        outlook_TK: the oracle's verdict where the candidate ends the response, else the progress that it makes.
+        outlook_TK: the oracle's verdict where the candidate ends the response, else the progress with the candidate.
     """
 
     progress_T: np.ndarray
@@ -39,7 +39,7 @@ class Lookahead(NamedTuple):
 
 @torch.no_grad()
 def likeliest(base: BaseLM, batch: RolloutBatch, num_candidates: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """The base's likeliest tokens at each position of each row, and their log-probabilities, ``[T, K]`` each."""
+    """Return the base's likeliest tokens at each position of each row and their log-probabilities, ``[T, K]`` each."""
     hidden_BTD = base.states(batch).hidden_BTD
     found = []
     for hidden_TD, mask_T in zip(hidden_BTD, batch.response_mask_BT, strict=True):
@@ -61,14 +61,14 @@ def look_ahead(
     max_new_tokens: int,
     judge_truncated: bool,
 ) -> Lookahead:
-    """Ask the oracle about every beginning of a response and every candidate after it.
+    """Ask the oracle about every prefix of a response and every candidate after it.
 
     Args:
         max_new_tokens: a candidate that fills this budget ends the response, truncated unless it is an end of sequence.
-        judge_truncated: whether a truncated response is judged; it has failed otherwise.
+        judge_truncated: whether a truncated response is judged; otherwise it has failed.
 
     Raises:
-        OracleError: from the oracle.
+        OracleError: the oracle failed.
     """
     unfinished, finished = _Questions(), _Questions()
     before_T, outlook_TK = [], []
@@ -95,17 +95,17 @@ def look_ahead(
 
 
 class _Questions:
-    """Texts to be judged together, none of them twice."""
+    """A set of distinct texts that are judged together."""
 
     def __init__(self) -> None:
         self._place_of: dict[str, int] = {}
         self.answers: list[float] = []
 
     def ask(self, text: str) -> int:
-        """Where the answer will be."""
+        """Add a text; return the index of its answer."""
         return self._place_of.setdefault(text, len(self._place_of))
 
     def answer(self, judge: Callable[[Sequence[Prompt], Sequence[str]], torch.Tensor], prompt: Prompt) -> None:
-        """Ask; the last answer, which place -1 points at, is failure."""
+        """Judge all texts; an extra last answer, at index -1, is failure."""
         texts = list(self._place_of)
         self.answers = [*judge([prompt] * len(texts), texts).tolist(), 0.0]

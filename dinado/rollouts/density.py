@@ -1,4 +1,4 @@
-"""How likely stored responses are under sources that they were not drawn from, written beside them once.
+"""Log-probabilities of stored responses under sources that they were not drawn from, stored beside the texts.
 
 Axes: B rollouts, T response tokens, N real tokens, V vocabulary.
 """
@@ -16,12 +16,12 @@ from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.rollout_store import RolloutStore
 
 CHUNK = 256
-"""Positions whose vocabulary is looked at together."""
+"""Number of positions whose logits are formed at once."""
 
 
 @torch.no_grad()
 def proposal_log_density(base: BaseLM, proposal: Proposal, batch: RolloutBatch) -> Tensor:
-    """log s of whole responses ``[B]`` under a flattened or truncated base; -inf for what it can never draw."""
+    """Compute log s of whole responses ``[B]`` under a flattened or truncated base; -inf if it can never draw one."""
     keep_BT = batch.response_mask_BT.bool()
     hidden_ND, tokens_N = base.states(batch).hidden_BTD[keep_BT], batch.response_BT[keep_BT]
     log_s_N = torch.cat(
@@ -43,14 +43,14 @@ def fill_densities(
     rank: int = 0,
     world_size: int = 1,
 ) -> None:
-    """Give the texts of a store their log-probabilities under another source, this process its share of the blocks.
+    """Store the log-probabilities of a store's texts under another source, for this process's share of the blocks.
 
     Args:
-        source: names it on disk.
-        log_density: log-probabilities ``[B]`` of whole responses under it.
+        source: name of the source on disk.
+        log_density: returns log-probabilities ``[B]`` of whole responses under the source.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreError: a file cannot be written.
     """
     with base.in_step():
         for block in range(rank, store.spec.num_blocks, world_size):

@@ -1,4 +1,4 @@
-"""Rollouts of several rounds, each from sources of its own, read as one set.
+"""Rollouts of several rounds with different sources, read as one set.
 
 Axes: N rows, J sources, P prompts.
 """
@@ -17,13 +17,13 @@ from dinado.rollouts.rollout_table import Rollouts
 
 
 class Drawn(NamedTuple):
-    """Rollouts, and how likely each was under every source that any of them came from.
+    """Rollouts, with their log-probabilities under every source that any of them was drawn from.
 
     Attributes:
         log_s_NJ: log-probability of each whole response, float64; -inf where a source cannot draw it.
-        source_N: which source it did come from.
-        count_PJ: how many rollouts each source gave to each prompt, those that were cut off and left out included.
-        truncated: whether every source leaves out some of what the base could say.
+        source_N: index of the source that each rollout was drawn from.
+        count_PJ: number of rollouts of each prompt from each source, dropped truncated rollouts included.
+        truncated: whether every source excludes some of the base's possible responses.
     """
 
     rollouts: Rollouts
@@ -34,12 +34,12 @@ class Drawn(NamedTuple):
 
 
 def sources_of(stores: Sequence[RolloutStore]) -> list[str]:
-    """The different sources of some stores, in order."""
+    """Return the distinct sources of some stores, in order."""
     return list(dict.fromkeys(store.source for store in stores))
 
 
 def missing_densities(stores: Sequence[RolloutStore]) -> list[tuple[RolloutStore, str]]:
-    """Which stores have yet to be read under which source (their own, and the base, are on record already)."""
+    """List stores and sources whose densities are missing (those of a store's own source and the base never are)."""
     return [
         (store, source)
         for source in sources_of(stores)
@@ -50,7 +50,7 @@ def missing_densities(stores: Sequence[RolloutStore]) -> list[tuple[RolloutStore
 
 
 def read_rounds(stores: Sequence[RolloutStore]) -> Drawn:
-    """All rows of complete stores, in order, with their densities under each other's sources.
+    """Return all rows of complete stores, in order, with their densities under each other's sources.
 
     Raises:
         StoreError: blocks or densities are missing or damaged.
@@ -67,7 +67,7 @@ def read_rounds(stores: Sequence[RolloutStore]) -> Drawn:
         if _is_base(source, stores):
             log_s_NJ[:, j] = everything.log_p_N
         elif len(sources) > 1:
-            # A store's own densities are on record with its texts and filled in below.
+            # A store's own densities are stored with its texts and filled in below.
             log_s_NJ[own_N != j, j] = np.concatenate(
                 [store.density(source) for store in stores if store.source != source]
             )

@@ -1,4 +1,4 @@
-"""What is sampled from: a model's distribution, flattened or truncated.
+"""The distribution that is sampled: that of a model, flattened or truncated.
 
 Axes: N rows, V vocabulary.
 """
@@ -16,7 +16,7 @@ class Proposal:
     """A change of a next-token distribution, relative to the model that is sampled.
 
     Attributes:
-        temperature: above 1 flattens.
+        temperature: divides log-probabilities; above 1 it flattens.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the smallest set of likeliest tokens with this mass; 1 keeps all.
     """
@@ -32,11 +32,11 @@ class Proposal:
 
     @property
     def truncates(self) -> bool:
-        """Whether some tokens can never be drawn, which no weight can repair."""
+        """Whether some tokens can never be drawn, which importance weights cannot correct."""
         return self.top_k > 0 or self.top_p < 1.0
 
     def log_probs(self, log_p_NV: Tensor) -> Tensor:
-        """Normalised log-probabilities actually sampled from, -inf outside the support."""
+        """Return the normalised log-probabilities that are sampled from, -inf outside the support."""
         if self.is_base:
             return log_p_NV
         log_s_NV = (log_p_NV / self.temperature).log_softmax(1)

@@ -1,4 +1,4 @@
-"""Columns of lists, read where Arrow keeps them."""
+"""Arrow columns of lists, read without copying."""
 
 from __future__ import annotations
 
@@ -24,6 +24,6 @@ class Ragged:
         return self._values[chunk][offsets[index] : offsets[index + 1]]
 
     def sums(self) -> np.ndarray:
-        """Sum of every list; no list may be empty."""
+        """Return the sum of every list; no list may be empty."""
         pairs = zip(self._values, self._offsets, strict=True)
         return np.concatenate([np.add.reduceat(values.astype(np.float64), off[:-1]) for values, off in pairs])

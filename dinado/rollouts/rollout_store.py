@@ -1,12 +1,12 @@
-"""Rollouts on disk, addressed by everything that decides them.
+"""Rollouts on disk, addressed by a fingerprint of all settings that determine them.
 
     <cache>/rollouts/<fingerprint>/manifest.json
                                    round-000/block-00000.arrow                      texts and log-probabilities
-                                   round-000/scores-<fingerprint>/block-00000.arrow what an oracle said about them
-                                   round-000/lookahead-<fingerprint>/...            and about their beginnings
-                                   round-000/density-<source>/...                   what other sources give them
+                                   round-000/scores-<fingerprint>/block-00000.arrow an oracle's scores of the texts
+                                   round-000/lookahead-<fingerprint>/...            and of their prefixes
+                                   round-000/density-<source>/...                   densities under other sources
 
-Sampling is by far the dearest part, so the texts do not know the oracle: another one scores the same texts.
+Sampling is by far the most expensive part, so the texts do not depend on the oracle: another one scores the same texts.
 """
 
 from __future__ import annotations
@@ -42,14 +42,14 @@ class RolloutStore:
 
     Args:
         cache: folder that holds ``rollouts/``.
-        spec: what was, or is to be, sampled.
-        oracle_fingerprint: which oracle judges.
-        truncated: what becomes of responses cut off by the budget.
-        round: number of the sampling round; rounds have streams of their own.
-        candidates: how many tokens to look into at every position (dinado/rollouts/continuations.py); 0 for none.
+        spec: the settings that determine the sampled texts.
+        oracle_fingerprint: fingerprint of the oracle that judges.
+        truncated: treatment of responses cut off by the budget.
+        round: number of the sampling round; each round has its own random streams.
+        candidates: number of next tokens to judge at every position (dinado/rollouts/continuations.py); 0 for none.
 
     Raises:
-        StoreError: the folder was made from something else, or its manifest cannot be read.
+        StoreError: the folder was made from other settings, or its manifest cannot be read.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class RolloutStore:
         self._check_manifest()
 
     def missing_blocks(self) -> list[int]:
-        """Blocks of which something is not there, or not as it was written (which is reported)."""
+        """List the blocks of which a file is missing or damaged; damage is logged."""
         missing = [block for block in range(self.spec.num_blocks) if not self.has_block(block)]
         paths = (self._text_path, self._score_path, self._lookahead_path)
         for path in (path(block) for block in missing for path in paths):
@@ -83,37 +83,37 @@ class RolloutStore:
         return missing
 
     def is_complete(self) -> bool:
-        """Whether :meth:`read` can answer."""
+        """Tell whether all blocks are complete, so that :meth:`read` can return them."""
         return all(self.has_block(block) for block in range(self.spec.num_blocks))
 
     def wait(self, poll_seconds: float = 0.1) -> None:
-        """Return once the other processes have written their blocks."""
+        """Wait until the other processes have written their blocks."""
         for block in range(self.spec.num_blocks):
             while not self.has_block(block):
                 time.sleep(poll_seconds)
 
     def has_texts(self, block: int) -> bool:
-        """Whether a block has been sampled."""
+        """Tell whether a block has been sampled."""
         return self.texts_digest(block) is not None
 
     def texts_digest(self, block: int) -> str | None:
-        """SHA-256 of a block's texts, None where they are not there; what is said about them is tied to it."""
+        """Return the SHA-256 of a block's texts, None if they are missing; files about the texts are tied to it."""
         return intact_digest(self._text_path(block))
 
     def has_block(self, block: int) -> bool:
-        """Whether nothing about a block is left to do."""
+        """Tell whether a block is complete."""
         return self.has_scores(block) and (not self.candidates or self.has_lookahead(block))
 
     def has_scores(self, block: int) -> bool:
-        """Whether a block has been sampled, and these texts been judged."""
+        """Tell whether a block has been sampled, and these texts been judged."""
         return self._is_about_texts(self._score_path(block), block)
 
     def has_lookahead(self, block: int) -> bool:
-        """Whether a block has been sampled, and the beginnings of these texts been judged."""
+        """Tell whether a block has been sampled, and the prefixes of these texts been judged."""
         return self._is_about_texts(self._lookahead_path(block), block)
 
     def texts_table(self, block: int, samples: Samples, texts: Sequence[str]) -> pa.Table:
-        """What was sampled for the prompts of a block, as rows of ``TEXT_SCHEMA``."""
+        """Return the samples for the prompts of a block as rows of ``TEXT_SCHEMA``."""
         positions = self.spec.block(block)
         sample = [k for position in positions for k in range(self.spec.count(position))]
         return pa.table(
@@ -132,17 +132,17 @@ class RolloutStore:
         )
 
     def write_texts(self, block: int, table: pa.Table) -> None:
-        """Store the rows of :meth:`texts_table`, unless another run was faster."""
+        """Store the rows of :meth:`texts_table`, unless another run has stored them first."""
         if not self.has_texts(block):
             self._write_manifest()
             write_shard(self._text_path(block), table)
 
     def read_texts(self, block: int) -> pa.Table:
-        """Rows of ``TEXT_SCHEMA``; the block has to be there."""
+        """Return the rows of ``TEXT_SCHEMA``; the block has to be stored."""
         return open_shard(self._text_path(block))
 
     def text_batch(self, base: BaseLM, block: int) -> RolloutBatch:
-        """The texts of a block as a batch on the base's device; verdicts are left out."""
+        """Return the texts of a block as a batch on the base's device, without verdicts."""
         table, positions = self.read_texts(block), self.spec.block(block)
         ids_PS, mask_PS = base.encode_prompts([self.spec.prompts[position] for position in positions])
         prompt_of = [position - positions[0] for position in table["prompt_index"].to_pylist()]
@@ -150,18 +150,18 @@ class RolloutStore:
         return RolloutBatch.unjudged(ids_PS.to(base.device), mask_PS.to(base.device), prompt_of, tokens)
 
     def write_scores(self, block: int, score_N: np.ndarray) -> None:
-        """Store what the oracle said about the rows of :meth:`read_texts`."""
+        """Store the oracle's scores of the rows of :meth:`read_texts`."""
         texts = self.read_texts(block)
         columns = {"prompt_id": texts["prompt_id"], "sample": texts["sample"], "score": pa.array(score_N, pa.float32())}
         self._write_about_texts(self._score_path(block), block, pa.table(columns, schema=SCORE_SCHEMA))
 
     def write_lookahead(self, block: int, rows: Sequence[Lookahead]) -> None:
-        """Store what was found about every token of each row of :meth:`read_texts`."""
+        """Store the lookahead of each row of :meth:`read_texts`."""
         columns = {name: [np.ravel(getattr(row, name)) for row in rows] for name in Lookahead._fields}
         self._write_about_texts(self._lookahead_path(block), block, pa.table(columns, schema=LOOKAHEAD_SCHEMA))
 
     def has_density(self, source: str, block: int) -> bool:
-        """Whether the texts of a block have been given their log-probabilities under another source."""
+        """Tell whether the log-probabilities of a block's texts under another source are stored."""
         return self._is_about_texts(self._density_path(source, block), block)
 
     def write_density(self, source: str, block: int, log_s_N: np.ndarray) -> None:
@@ -169,16 +169,16 @@ class RolloutStore:
         self._write_about_texts(self._density_path(source, block), block, pa.table({"log_s": log_s_N}))
 
     def density(self, source: str) -> np.ndarray:
-        """What :meth:`write_density` stored, all blocks in order, float64 ``[N]``, truncated rows included."""
+        """Return what :meth:`write_density` stored, all blocks in order, float64 ``[N]``, truncated rows included."""
         tables = [open_shard(self._density_path(source, block)) for block in range(self.spec.num_blocks)]
         return pa.concat_tables(tables)["log_s"].to_numpy()
 
     def read(self) -> Rollouts:
-        """All rows, without truncated ones when these are dropped; see :meth:`table`."""
+        """Return all rows, without truncated ones when these are dropped; see :meth:`table`."""
         return Rollouts(self.table(), self.spec.prompts, keep_truncated=self.truncated != "drop")
 
     def table(self) -> pa.Table:
-        """All rows with everything that is known about them.
+        """Return all rows with their scores and, with candidates, their lookahead.
 
         Raises:
             StoreError: blocks are missing or damaged.
@@ -199,7 +199,7 @@ class RolloutStore:
         return table
 
     def _write_about_texts(self, path: Path, block: int, table: pa.Table) -> None:
-        """Write a shard that says which texts it is about."""
+        """Write a shard that records the SHA-256 of the texts that it is about."""
         sha256 = self.texts_digest(block)
         assert sha256 is not None, "judged a block that is not there"
         write_shard(path, table.replace_schema_metadata({_TEXTS_KEY: sha256}))

@@ -1,4 +1,4 @@
-"""Stored rollouts as arrays: one number a row in memory, tokens read from the mapped files when asked for.
+"""Stored rollouts as arrays: one number per row in memory, tokens read from the mapped files on demand.
 
 Axes: N rows.
 """
@@ -42,8 +42,8 @@ class Rollouts:
     """The rows of a complete store, in the order of its prompts.
 
     Args:
-        table: rows of ``TEXT_SCHEMA``, their ``score`` and, where it was asked for, ``LOOKAHEAD_SCHEMA``.
-        prompts: what ``prompt_index`` points into.
+        table: rows of ``TEXT_SCHEMA``, their ``score`` and, with candidates, ``LOOKAHEAD_SCHEMA``.
+        prompts: the prompts that ``prompt_index`` points into.
         keep_truncated: keep responses that did not end within the budget.
 
     Attributes:
@@ -72,16 +72,16 @@ class Rollouts:
         self._lookahead = {name: Ragged(table[name]) for name in names}
 
     def __len__(self) -> int:
-        """N."""
+        """Return the number of kept rows N."""
         return len(self._row_N)
 
     def response(self, row: int) -> tuple[np.ndarray, np.ndarray]:
-        """Token ids (int32) and their log-probabilities under the base (float32), without copying."""
+        """Return token ids (int32) and their log-probabilities under the base (float32), without copying."""
         stored = self._row_N[row]
         return self._tokens[stored], self._log_p[stored]
 
     def lookahead(self, row: int) -> Lookahead:
-        """What was found by looking ahead along a row; only if the store was asked to."""
+        """Return the lookahead along a row; only for a store opened with candidates."""
         assert self._lookahead, "the store was opened without candidates"
         length = int(self.length_N[row])
         progress_T, *rest = (column[self._row_N[row]] for column in self._lookahead.values())
@@ -89,22 +89,22 @@ class Rollouts:
 
     @property
     def stored_N(self) -> np.ndarray:
-        """Place of every row in the store, where dropped ones count too."""
+        """The position of every row in the store, with dropped rows counted."""
         return self._row_N
 
     def text(self, row: int) -> str:
-        """The decoded response."""
+        """Return the decoded response."""
         return self._table["text"][int(self._row_N[row])].as_py()
 
     @property
     def distinct_share(self) -> float:
-        """Different (prompt, text) pairs over rows."""
+        """The number of distinct (prompt, text) pairs over the number of rows."""
         texts = self._table["text"].take(pa.array(self._row_N)).to_pylist()
         return len(set(zip(self.prompt_index_N.tolist(), texts, strict=True))) / max(len(self), 1)
 
 
 def store_summary(rollouts: Rollouts) -> dict[str, float]:
-    """What is logged about a store."""
+    """Return the statistics of a store that are logged."""
     return {
         "rollouts/success": float(rollouts.score_N.mean()) if len(rollouts) else 0.0,
         "rollouts/distinct": rollouts.distinct_share,

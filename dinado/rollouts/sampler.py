@@ -1,4 +1,4 @@
-"""Sampling K responses to each prompt from any causal model, with log-probabilities recorded on the way.
+"""Sampling of K responses to each prompt from any causal model, with their log-probabilities.
 
 A prompt is encoded once and its keys and values are shared by its K responses; responses that have ended leave the
 batch. Axes: P prompts, S prompt tokens, K responses a prompt, N = P * K rows, V vocabulary.
@@ -24,9 +24,9 @@ from dinado.rollouts.trace import Trace, TracedStates
 from dinado.seeding import uniform_numbers
 
 COMPACT_BELOW = 0.8
-"""Rows are dropped from the batch once fewer than this share are still being written."""
+"""Finished rows are dropped from the batch once the share of unfinished rows is below this."""
 CDF_BLOCK = 256
-"""Tokens in a block of the search for a sampled token."""
+"""Number of tokens per block in the search for a sampled token."""
 
 
 @dataclass
@@ -39,7 +39,7 @@ class Samples:
         log_s: the same under the proposal, after temperature and truncation.
         finished: whether the response ended within the budget.
         prompt_of: index of the prompt.
-        states: hidden states along the way, where the decoder was asked for some.
+        states: hidden states along the responses, if the decoder has layers to return.
     """
 
     tokens: list[list[int]] = field(default_factory=list)
@@ -56,10 +56,10 @@ class Decoder:
     Args:
         model: a transformers causal LM, a ControlledLM included.
         temperature: divides its logits; for a base, the temperature that is part of p.
-        layers: whose hidden states to hand out, 0 the token embeddings.
+        layers: layers whose hidden states are returned; 0 is the token embeddings.
 
     Attributes:
-        states_NLJD: these states at the positions that were read last; only if there are such layers.
+        states_NLJD: these states at the positions of the last call; set only if there are such layers.
     """
 
     states_NLJD: Tensor
@@ -72,11 +72,11 @@ class Decoder:
         self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
 
     def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int | Tensor, room: int = 0) -> Tensor:
-        """Encode each prompt once, spread it over its rows; returns log-probabilities ``[N, V]``.
+        """Encode each prompt once and repeat it for its rows; return log-probabilities ``[N, V]``.
 
         Args:
-            repeats: rows of each prompt, one number for all or one each.
-            room: steps to come, if known; the cache is then allocated once.
+            repeats: number of rows of each prompt, one number for all or one each.
+            room: number of steps to come, if known; the cache is then allocated once.
         """
         self._cache = DynamicCache()
         log_PV = self._forward(ids_PS, mask_PS, positions_PS(mask_PS))
@@ -88,13 +88,13 @@ class Decoder:
         return log_PV[rows_N]
 
     def step(self, tokens_N: Tensor) -> Tensor:
-        """Append one token to every row; returns log-probabilities ``[N, V]``."""
+        """Append one token to every row; return log-probabilities ``[N, V]``."""
         position_N1 = self._mask_NL.sum(1, keepdim=True)
         self._mask_NL = torch.cat([self._mask_NL, torch.ones_like(self._mask_NL[:, :1])], 1)
         return self._forward(tokens_N[:, None], self._mask_NL, position_N1)
 
     def keep(self, rows_M: Tensor) -> None:
-        """Go on with these rows only."""
+        """Drop all rows but these."""
         self._cache.batch_select_indices(rows_M)
         self._mask_NL = self._mask_NL[rows_M]
 
@@ -117,13 +117,13 @@ class Decoder:
 def uniforms(
     prompts: Iterable[int], num_samples: int | Sequence[int], max_new_tokens: int, *stream: int | str
 ) -> Tensor:
-    """Uniform numbers ``[N, max_new_tokens]`` in float64: a stream for each response to each prompt.
+    """Draw uniform numbers ``[N, max_new_tokens]`` in float64, with a stream for each response to each prompt.
 
-    More samples, more tokens or other prompts beside them leave the numbers of a response as they are.
+    More samples, more tokens or other prompts do not change the numbers of a response.
 
     Args:
-        prompts: what tells the prompts apart, their positions in a split for example, in the order of their rows.
-        num_samples: responses to each prompt, one number for all or one each.
+        prompts: identifiers of the prompts, for example their positions in a split, in the order of their rows.
+        num_samples: number of responses to each prompt, one number for all or one each.
         stream: name of the streams (dinado/seeding.py).
     """
     prompts = list(prompts)
@@ -144,18 +144,18 @@ def sample(
 ) -> Samples:
     """Draw responses of at most T tokens to each prompt.
 
-    A row depends on its prompt and its uniform numbers alone, whatever else is in the batch and whenever that ends, as
-    far as the model's own arithmetic does: matrix products round differently in batches of another size, and a uniform
-    number that close to the border of two tokens falls to the other side.
+    A row depends on its prompt and its uniform numbers alone, not on the other rows of the batch, as far as the
+    model's arithmetic allows: matrix products round differently in batches of another size, and a uniform number very
+    close to the border of two tokens may then select the other one.
 
     Args:
         ids_PS, mask_PS: left-padded prompts.
-        eos_ids: tokens that end a response; one without an end after T tokens is not finished.
-        uniform_NT: uniform numbers in float64, one a token, rows grouped by prompt (:func:`uniforms`).
-        counts: rows of each prompt; None shares them out evenly.
+        eos_ids: tokens that end a response; a response without one after T tokens is not finished.
+        uniform_NT: uniform numbers in float64, one per token, rows grouped by prompt (:func:`uniforms`).
+        counts: number of rows of each prompt; None divides the rows evenly.
 
     Raises:
-        ValueError: the rows are not those of the counts, or cannot be shared out.
+        ValueError: the number of rows is not the sum of the counts, or cannot be divided evenly.
     """
     proposal = proposal or Proposal()
     num_rows, max_new_tokens = uniform_NT.shape
@@ -202,10 +202,10 @@ def sample(
 
 
 def inverse_cdf(log_s_NV: Tensor, uniform_N: Tensor) -> Tensor:
-    """The token at which the cumulative probability passes a uniform number; one number a row, not one a token.
+    """Return the token at which the cumulative probability passes a uniform number, which is one number per row.
 
-    Searched in two levels, a block of tokens and a token in it: float64, which cumulative sums need, then touches a
-    block of the vocabulary and not all of it.
+    The search has two levels, a block of tokens and a token in it, so that float64, which cumulative sums need, is
+    applied to one block of the vocabulary and not to all of it.
     """
     num_tokens = log_s_NV.shape[1]
     p_NV = log_s_NV.exp()
@@ -221,7 +221,7 @@ def inverse_cdf(log_s_NV: Tensor, uniform_N: Tensor) -> Tensor:
 
 
 def _first_above(cdf_NC: Tensor, target_N1: Tensor) -> Tensor:
-    """Index ``[N, 1]`` of the first entry above the target, or of the last step when rounding left none above."""
+    """Return the index ``[N, 1]`` of the first entry above the target, or of the last step if rounding left none."""
     return torch.minimum(torch.searchsorted(cdf_NC, target_N1, right=True), cdf_NC.argmax(1, keepdim=True))
 
 

@@ -1,7 +1,7 @@
-"""One block of rows on disk: an Arrow file that is either whole or treated as not there.
+"""One block of rows on disk: an Arrow file that is either intact or treated as missing.
 
-The checksum of every byte lies beside the file (``sha256sum`` format), so a file that was cut short or changed is
-noticed before Arrow parses it. Files appear under their name only when they are complete.
+The checksum of the whole file lies beside it (``sha256sum`` format), so a truncated or changed file is noticed before
+Arrow parses it. Files appear under their name only when they are complete.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dinado.errors import StoreError
 
 
 def intact_digest(path: Path) -> str | None:
-    """SHA-256 of a shard, or None when it is missing or not as it was written."""
+    """Return the SHA-256 of a shard, or None if it is missing or damaged."""
     try:
         expected = _digest_path(path).read_text(encoding="ascii").split()[0]
         found = file_digest(path)
@@ -26,35 +26,35 @@ def intact_digest(path: Path) -> str | None:
 
 
 def shard_digest(table: pa.Table) -> str:
-    """SHA-256 of the shard that :func:`write_shard` would write."""
+    """Return the SHA-256 of the shard that :func:`write_shard` would write."""
     return hashlib.sha256(_content(table)).hexdigest()
 
 
 def write_shard(path: Path, table: pa.Table) -> str:
-    """Write ``table`` to ``path`` atomically and durably; returns its SHA-256.
+    """Write ``table`` to ``path`` atomically and durably; return its SHA-256.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreError: the file cannot be written.
     """
     content = _content(table)
     digest = hashlib.sha256(content).hexdigest()
-    # Killed between the two, a missing or differing shard is found, and the block is made again.
+    # A run killed between the two leaves a missing or differing shard, and the block is made again.
     write_whole(_digest_path(path), f"{digest}  {path.name}\n".encode("ascii"))
     write_whole(path, content)
     return digest
 
 
 def open_shard(path: Path) -> pa.Table:
-    """The rows of a shard, mapped into memory. Only for shards that :func:`intact_digest` has passed."""
+    """Return the rows of a shard, mapped into memory; only for shards that :func:`intact_digest` has passed."""
     with pa.memory_map(str(path)) as source:
         return pa.ipc.open_file(source).read_all()
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Put a file of the rollout cache in place in one step.
+    """Write a file of the rollout cache atomically.
 
     Raises:
-        StoreError: the disk refuses.
+        StoreError: the file cannot be written.
     """
     write_atomic(path, content, lambda reason: StoreError(f"{reason}; free the disk or set data.cache"))
 

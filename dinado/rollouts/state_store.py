@@ -1,9 +1,9 @@
 """Hidden states of the frozen base along stored rollouts, so that training need not run it again.
 
-    <store>/round-000/states-<fingerprint>/prompts-00000.arrow   one row a prompt
-                                           block-00000.arrow     one row a rollout, its last token left out
+    <store>/round-000/states-<fingerprint>/prompts-00000.arrow   one row per prompt
+                                           block-00000.arrow     one row per rollout, without its last token
 
-Only positions that something is predicted from are kept, only the depths that a method reads, and every prompt once.
+Only positions that predict a token and depths that a method reads are stored, and every prompt is stored once.
 Axes: S prompt tokens, R response tokens but the last, J depths, D width.
 """
 
@@ -31,19 +31,19 @@ if TYPE_CHECKING:
     from dinado.bases.causal import BaseLM
 
 StateType = Literal["float32", "bfloat16", "float16"]
-# NumPy has no bfloat16; its bits travel as integers.
+# NumPy has no bfloat16; its bits are stored as integers.
 _ARROW = {"float32": pa.float32(), "float16": pa.float16(), "bfloat16": pa.uint16()}
 _TEXTS_KEY = b"texts_sha256"
 
 
 class StateStore:
-    """States that belong to the texts of a rollout store, block by block, written once and mapped into memory.
+    """Hidden states for the texts of a rollout store, block by block, written once and mapped into memory.
 
     Args:
-        store: the rollouts; its texts have to be there before states can be.
-        depths: layers whose states are kept, 0 the token embeddings; in ascending order.
+        store: the rollouts; states can be read only once their texts are stored.
+        depths: layers whose states are stored, in ascending order; 0 is the token embeddings.
         width: D.
-        dtype: how they are stored; float32 trains exactly as without a store.
+        dtype: the type in which they are stored; float32 trains exactly as without a store.
     """
 
     def __init__(self, store: RolloutStore, depths: Sequence[int], width: int, dtype: StateType = "float32") -> None:
@@ -54,13 +54,13 @@ class StateStore:
         self.folder = store.texts_folder / f"states-{digest([self.depths, dtype])}"
 
     def num_bytes(self, base: BaseLM) -> int:
-        """Size on disk; the texts have to be there."""
+        """Return the size on disk; the texts have to be stored."""
         tables = [self.store.read_texts(block) for block in range(self.store.spec.num_blocks)]
         lengths = sum(int(pc.list_value_length(table["tokens"]).to_numpy().sum()) for table in tables)
         return self._bytes(base, lengths - sum(map(len, tables)))
 
     def most_bytes(self, base: BaseLM) -> int:
-        """Size on disk should every response need its whole budget."""
+        """Return the size on disk if every response used its whole budget."""
         spec = self.store.spec
         return self._bytes(base, spec.num_rollouts() * (spec.max_new_tokens - 1))
 
@@ -70,11 +70,11 @@ class StateStore:
         return positions * len(self.depths) * self.width * getattr(torch, self.dtype).itemsize
 
     def missing_blocks(self) -> list[int]:
-        """Blocks whose states are not there, damaged, or about other texts."""
+        """List the blocks whose states are missing, damaged, or about other texts."""
         return [block for block in range(self.store.spec.num_blocks) if not self.has_block(block)]
 
     def has_block(self, block: int) -> bool:
-        """Whether the states of a block can be read."""
+        """Tell whether the states of a block can be read."""
         texts = self.store.texts_digest(block)
         paths = (self._path("prompts", block), self._path("block", block))
         if texts is None or any(intact_digest(path) is None for path in paths):
@@ -88,14 +88,14 @@ class StateStore:
             texts_digest: SHA-256 of the shard of texts that they belong to.
 
         Raises:
-            StoreError: a state is too large for the type, or the disk refuses.
+            StoreError: a state is too large for the type, or a file cannot be written.
         """
         for kind, column in (("prompts", states.prompts), ("block", states.responses)):
             table = pa.table({"states": self._column(column)})
             write_shard(self._path(kind, block), table.replace_schema_metadata({_TEXTS_KEY: texts_digest}))
 
     def read(self) -> StateTable:
-        """Everything, mapped.
+        """Return all states, mapped into memory.
 
         Raises:
             StoreError: blocks are missing.
@@ -106,7 +106,7 @@ class StateStore:
         return StateTable(prompts, responses, self.depths, self.width, self.dtype)
 
     def wait(self, poll_seconds: float = 0.1) -> None:
-        """Return once the other processes have written their blocks."""
+        """Wait until the other processes have written their blocks."""
         for block in range(self.store.spec.num_blocks):
             while not self.has_block(block):
                 time.sleep(poll_seconds)
@@ -130,7 +130,7 @@ class StateStore:
 
 
 class StateTable:
-    """States by prompt and by stored row.
+    """Hidden states by prompt and by stored row.
 
     Attributes:
         depths: layers on the J axis.
@@ -146,19 +146,19 @@ class StateTable:
         self._dtype = getattr(torch, dtype)
 
     def __len__(self) -> int:
-        """Stored rows."""
+        """Return the number of stored rows."""
         return len(self._responses)
 
     def prompt(self, index: int) -> Tensor:
-        """``[S, J, D]`` in the stored type."""
+        """Return the states of a prompt, ``[S, J, D]`` in the stored type."""
         return self._tensor(self._prompts[index])
 
     def response(self, row: int) -> Tensor:
-        """``[R, J, D]`` in the stored type."""
+        """Return the states of a response, ``[R, J, D]`` in the stored type."""
         return self._tensor(self._responses[row])
 
     def _tensor(self, values: np.ndarray) -> Tensor:
-        # A copy: torch does not know read-only memory, and the batch copies once more into its padded block anyway.
+        # Copied, because torch does not support read-only memory; the batch copies again into its padded block anyway.
         found = torch.from_numpy(values.copy())
         found = found.view(torch.bfloat16) if self._dtype == torch.bfloat16 else found
         return found.view(-1, len(self.depths), self._width)
@@ -166,7 +166,7 @@ class StateTable:
 
 @torch.no_grad()
 def record_states(base: BaseLM, states: StateStore, block: int) -> None:
-    """One pass of the base over the prompts and texts of a block.
+    """Store the states of a block by one pass of the base over its prompts and texts.
 
     Raises:
         StoreError: see :meth:`StateStore.write`.

@@ -1,4 +1,4 @@
-"""What decides the content of a rollout store, and the names that follow from it."""
+"""The settings that determine the content of a rollout store, and the names derived from them."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from dinado.prompt import Prompt
 from dinado.rollouts.proposal import Proposal
 
 SCHEMA_VERSION = 2
-"""Raised whenever the same settings would give other rows or another file layout."""
+"""Version of the store; raise it whenever the same settings would give other rows or another file layout."""
 
 Truncated = Literal["fail", "score", "drop"]
-"""What becomes of responses cut off by the budget: score 0, the oracle's judgement, or left out when reading."""
+"""Treatment of responses cut off by the budget: score 0, the oracle's judgement, or left out when reading."""
 
 
 @dataclass(frozen=True)
 class StoreSpec:
-    """Everything that decides which texts are sampled. The oracle does not: several may judge the same texts.
+    """The settings that determine the sampled texts; without the oracle, as several oracles may judge the same texts.
 
     Attributes:
         base: fingerprint of the base model.
-        prompts: in order; a block is ``block_size`` consecutive ones.
-        split: keeps streams apart that ask the same prompts, such as "train" and "val".
-        per_prompt: K; with ``counts`` their largest.
-        max_new_tokens: budget of a response.
-        block_size: prompts that are sampled and stored together.
-        seed: names the random streams.
-        proposal: what is sampled from, relative to the model.
+        prompts: the prompts in order; a block is ``block_size`` consecutive ones.
+        split: name that separates the random streams of splits with the same prompts, such as "train" and "val".
+        per_prompt: K, the number of rollouts per prompt; with ``counts`` the largest of them.
+        max_new_tokens: token budget of a response.
+        block_size: number of prompts that are sampled and stored together.
+        seed: seed of the random streams.
+        proposal: the distribution that is sampled, relative to the model.
         model: fingerprint of the controlled model that is sampled; None samples the base.
-        counts: rollouts of each prompt where they differ, at least 1.
+        counts: number of rollouts of each prompt where they differ, at least 1.
         beam: search for the K likeliest responses of the base instead of sampling; they have no density.
 
     Raises:
@@ -58,24 +58,24 @@ class StoreSpec:
 
     @property
     def num_blocks(self) -> int:
-        """Blocks, the last of which may be smaller."""
+        """The number of blocks, the last of which may be smaller."""
         return -(-len(self.prompts) // self.block_size)
 
     def block(self, index: int) -> range:
-        """Positions of a block's prompts."""
+        """Return the positions of a block's prompts."""
         return range(index * self.block_size, min((index + 1) * self.block_size, len(self.prompts)))
 
     def count(self, position: int) -> int:
-        """Rollouts of the prompt at a position."""
+        """Return the number of rollouts of the prompt at a position."""
         return self.per_prompt if self.counts is None else self.counts[position]
 
     def num_rollouts(self, blocks: Iterable[int] | None = None) -> int:
-        """Rollouts of some blocks, or of all."""
+        """Return the number of rollouts of some blocks, or of all."""
         blocks = range(self.num_blocks) if blocks is None else blocks
         return sum(self.count(position) for block in blocks for position in self.block(block))
 
     def manifest(self) -> dict[str, Any]:
-        """The same for people and for the fingerprint."""
+        """Return the settings as a JSON-like dictionary, for human readers and for the fingerprint."""
         later: dict[str, Any] = {} if self.model is None else {"model": self.model}
         later |= {} if self.counts is None else {"counts": list(self.counts)}
         later |= {"beam": True} if self.beam else {}
@@ -96,21 +96,21 @@ class StoreSpec:
 
     @property
     def fingerprint(self) -> str:
-        """Changes whenever any sampled text could."""
+        """A hash that changes whenever any sampled text could."""
         return digest(self.manifest())
 
     def scores_fingerprint(self, oracle: str, truncated: Truncated) -> str:
-        """Changes whenever any score could: the texts, what the oracle knows about a prompt, the oracle itself."""
+        """Return a hash that changes whenever any score could; it covers texts, prompt data and oracle."""
         judged = "all" if truncated == "score" else "finished"
         return digest([self.fingerprint, [dict(prompt.data) for prompt in self.prompts], oracle, judged])
 
 
 def source_name(spec: StoreSpec) -> str:
-    """Names what a store's rollouts were drawn from; equal for stores of one density."""
+    """Return a name for the distribution of a store's rollouts; equal for stores of one density."""
     return digest([spec.base, spec.model, asdict(spec.proposal), *(["beam"] if spec.beam else [])])
 
 
 def digest(value: Sequence[Any] | dict[str, Any]) -> str:
-    """16 hexadecimal digits that change with a JSON-like value."""
+    """Return 16 hexadecimal digits that change with a JSON-like value."""
     text = json.dumps(value, sort_keys=True, default=repr)
     return hashlib.sha256(text.encode()).hexdigest()[:16]

@@ -1,4 +1,4 @@
-"""Hidden states met while sampling, kept so that nothing has to be read twice.
+"""Hidden states collected while sampling, so that no text has to be read twice.
 
 Axes: P prompts, S prompt tokens, N rows, R response tokens but the last, J depths, D width.
 """
@@ -12,11 +12,11 @@ from torch import Tensor
 
 
 class TracedStates(NamedTuple):
-    """Hidden states of what was sampled, padding left out.
+    """Hidden states of sampled responses and their prompts, without padding.
 
     Attributes:
         prompts: ``[S, J, D]`` for each prompt.
-        responses: ``[R, J, D]`` for each row: the state after every token but the last, which nothing follows.
+        responses: ``[R, J, D]`` for each row: the state after every token but the last, which predicts no token.
     """
 
     prompts: list[Tensor]
@@ -24,7 +24,7 @@ class TracedStates(NamedTuple):
 
 
 class Trace:
-    """Collects the states of a sampling loop, step by step."""
+    """A collector of the states of a sampling loop, step by step."""
 
     def __init__(self) -> None:
         self._prompts: list[Tensor] = []
@@ -32,18 +32,18 @@ class Trace:
         self._rows: list[Tensor] = []
 
     def begin(self, states_PSJD: Tensor, mask_PS: Tensor) -> None:
-        """The states of the prompts."""
+        """Start with the states of the prompts."""
         self._prompts = [at_SJD[mask_S.bool()] for at_SJD, mask_S in zip(states_PSJD, mask_PS, strict=True)]
-        # A budget of one token leaves no step, and rows without a state still have a width.
+        # With a budget of one token there is no step; the empty tensors keep the width of rows without a state.
         self._states, self._rows = [states_PSJD[:0, 0]], [mask_PS.new_zeros(0)]
 
     def add(self, states_MJD: Tensor, rows_M: Tensor) -> None:
-        """The states of some rows after one more token each."""
+        """Append the states of some rows after one more token each."""
         self._states.append(states_MJD)
         self._rows.append(rows_M)
 
     def result(self, num_rows: int) -> TracedStates:
-        """Everything, row by row."""
+        """Return all states, row by row."""
         rows = torch.cat(self._rows)
         counts = torch.bincount(rows, minlength=num_rows).tolist()
         return TracedStates(self._prompts, list(torch.cat(self._states)[rows.argsort(stable=True)].split(counts)))

@@ -1,1 +1,1 @@
-"""Where numbers go: the run's own metrics.jsonl always; W&B, TensorBoard and a CSV table when asked for."""
+"""Loggers of a run: metrics.jsonl always; W&B, TensorBoard and a CSV table when asked for."""

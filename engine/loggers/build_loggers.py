@@ -1,4 +1,4 @@
-"""The loggers of a run: what is asked for, giving numbers to all of them, going on after a stop, the end."""
+"""The loggers of a run: checks, construction, rewinding for a resumed run, closing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from workbench.settings.config import Config
 
 
 def check_loggers(config: Config) -> None:
-    """What can be known before anything is sampled.
+    """Check the settings of the loggers before anything is sampled.
 
     Raises:
         ConfigError: W&B has no such mode, or TensorBoard is asked for and not installed.
@@ -30,10 +30,10 @@ def check_loggers(config: Config) -> None:
 
 
 def build_loggers(config: Config, folder: RunFolder, resumed_at: int | None = None) -> list[Logger]:
-    """The loggers of a run, metrics.jsonl first: what another logger has, the record has.
+    """Build the loggers of a run, metrics.jsonl first, so that it has everything that another logger has.
 
     Args:
-        resumed_at: optimiser steps that are done; None for a run that starts.
+        resumed_at: number of completed optimiser steps; None for a new run.
 
     Raises:
         ConfigError: W&B has no such mode, or refuses to start.
@@ -49,7 +49,7 @@ def build_loggers(config: Config, folder: RunFolder, resumed_at: int | None = No
 
 
 def rewind(loggers: Sequence[Logger], folder: RunFolder, step: int) -> None:
-    """Forget records from an optimiser step on, which a run that goes on from there writes again."""
+    """Drop the records of an optimiser step and later, which a run resumed from there writes again."""
     folder.truncate_metrics(step)
     for logger in loggers:
         if isinstance(logger, CsvTable):
@@ -57,13 +57,13 @@ def rewind(loggers: Sequence[Logger], folder: RunFolder, step: int) -> None:
 
 
 def page_of(loggers: Sequence[Logger]) -> WandbPage | None:
-    """The logger that writes to W&B, if there is one."""
+    """Return the W&B logger, None if there is none."""
     return next((logger for logger in loggers if isinstance(logger, WandbPage)), None)
 
 
 @contextmanager
 def closing(loggers: Sequence[Logger]) -> Iterator[None]:
-    """Whatever ends the block, files are whole after it, and W&B says before the final table where its own are."""
+    """Finish the loggers if the block raises, so that their files are complete; else the block finishes them."""
     try:
         yield
     except BaseException:
@@ -72,10 +72,10 @@ def closing(loggers: Sequence[Logger]) -> Iterator[None]:
 
 
 def finish(loggers: Sequence[Logger], exit_code: int = 0) -> None:
-    """Close what writes in the background.
+    """Finalise all loggers and finish the W&B run.
 
     Args:
-        exit_code: of the run; W&B shows anything but 0 as a run that did not finish.
+        exit_code: exit code of the run; W&B shows anything but 0 as a run that did not finish.
     """
     for logger in loggers:
         logger.finalize("success" if exit_code == 0 else "failed")

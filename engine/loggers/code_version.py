@@ -1,4 +1,4 @@
-"""Which code a run was made with, as W&B is told; what gives access to its repository is not part of that."""
+"""The code version of a run for W&B: commit and remote, without credentials of the repository."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any
 
 
 def code_settings(folder: Path = Path(__file__).parent) -> dict[str, Any]:
-    """W&B's settings about the commit: ours in place of what it would find itself.
+    """Return W&B's settings for the commit of this code, in place of those that W&B would detect.
 
-    It looks at the repository that holds the run folder, which may be another one, and keeps the first half of a
-    remote like ``https://TOKEN:x-oauth-basic@host/code.git``.
+    W&B reads the repository that holds the run folder, which may be another one, and keeps the TOKEN of a remote like
+    ``https://TOKEN:x-oauth-basic@host/code.git``.
     """
     commit = _git(folder, "rev-parse", "HEAD")
     if commit is None:
@@ -21,7 +21,7 @@ def code_settings(folder: Path = Path(__file__).parent) -> dict[str, Any]:
 
 
 def public(url: str) -> str:
-    """A remote without user, password or token."""
+    """Remove user, password and token from the URL of a remote."""
     return re.sub(r"//[^/]*@", "//", url)
 
 

@@ -1,4 +1,4 @@
-"""Numbers in files of the run folder: ``metrics.jsonl``, a CSV table, TensorBoard's event files."""
+"""Loggers that write to the run folder: ``metrics.jsonl``, a CSV table, TensorBoard's event files."""
 
 from __future__ import annotations
 
@@ -13,12 +13,12 @@ from workbench.run_folder import RunFolder
 
 
 def numbers_of(metrics: Mapping[str, Any]) -> dict[str, Any]:
-    """Without the epoch, which Lightning adds to some records: all is counted in optimiser steps here."""
+    """Remove the epoch, which Lightning adds to some records, because the project counts in optimiser steps."""
     return {key: value for key, value in metrics.items() if key != "epoch"}
 
 
 class MetricsFile(Logger):
-    """Lightning logger that appends to ``metrics.jsonl``, one object for each step."""
+    """A Lightning logger that appends to ``metrics.jsonl``, one JSON object per record."""
 
     def __init__(self, folder: RunFolder) -> None:
         super().__init__()
@@ -26,7 +26,7 @@ class MetricsFile(Logger):
 
     @property
     def name(self) -> str:
-        """Experiment."""
+        """Name of the experiment."""
         return self.folder.path.parent.name
 
     @property
@@ -36,11 +36,11 @@ class MetricsFile(Logger):
 
     @rank_zero_only
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
-        """The resolved configuration is in config.yaml already."""
+        """Do nothing, because config.yaml has the resolved configuration already."""
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
-        """Append the numbers of a step."""
+        """Append the numbers of an optimiser step."""
         self.folder.append_metrics({"step": step or 0, **numbers_of(metrics)})
 
 
@@ -52,10 +52,10 @@ class CsvTable(CSVLogger):
 
     @property
     def experiment(self) -> Any:
-        """Lightning's writer.
+        """Lightning's CSV writer.
 
-        It deletes the table of an earlier start, as we do ourselves, without the warning: :meth:`rewrite` has what is
-        to be kept of it.
+        This property deletes the table of an earlier start before Lightning would do so with a warning;
+        :meth:`rewrite` writes again the rows to keep.
         """
         if self._experiment is None and rank_zero_only.rank == 0:
             (Path(self.log_dir) / "metrics.csv").unlink(missing_ok=True)
@@ -63,12 +63,12 @@ class CsvTable(CSVLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Add a row."""
+        """Add a row for an optimiser step."""
         super().log_metrics(numbers_of(metrics), step)
 
     @rank_zero_only
     def rewrite(self, records: Iterable[Mapping[str, Any]]) -> None:
-        """Begin anew, with records of ``metrics.jsonl`` that include whatever is in the table and is to stay."""
+        """Replace the table by records of ``metrics.jsonl``, which include all rows to keep."""
         self._experiment = None
         for record in records:
             self.log_metrics({key: value for key, value in record.items() if key != "step"}, record["step"])
@@ -79,7 +79,7 @@ class EventFiles(TensorBoardLogger):
     """Lightning's TensorBoard logger on ``tensorboard/``; values are float32 there.
 
     Args:
-        resumed_at: the step that a run goes on from; TensorBoard hides what an earlier start wrote from there on.
+        resumed_at: step from which a run resumes; TensorBoard hides records of an earlier start from there on.
     """
 
     def __init__(self, folder: RunFolder, resumed_at: int | None = None) -> None:
@@ -92,5 +92,5 @@ class EventFiles(TensorBoardLogger):
 
     @rank_zero_only
     def save(self) -> None:
-        """Write out what is in memory; Lightning would add a file of settings, which are in config.yaml already."""
+        """Flush the event file, without Lightning's file of settings, which are in config.yaml already."""
         self.experiment.flush()

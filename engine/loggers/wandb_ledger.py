@@ -1,4 +1,4 @@
-"""What has been given to W&B, which forgets nothing: a run that goes on from an older step must not give it twice."""
+"""The ledger of records sent to W&B, which keeps everything: a resumed run must not send a record twice."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from pathlib import Path
 
 
 class Given:
-    """Records that W&B has, over all starts of a run, each by its step and the names in it.
+    """The records sent to W&B over all starts of a run, each identified by its step and the names of its numbers.
 
-    A record is noted before it is given, so that a kill in between costs W&B one record and never makes it two.
+    A record is noted before it is sent, so that a kill in between loses one record and never duplicates one.
 
     Attributes:
-        rows: how many there are.
+        rows: number of records.
     """
 
     def __init__(self, file: Path) -> None:
@@ -24,17 +24,17 @@ class Given:
             try:
                 noted = json.loads(line)
                 self._add(noted["step"], noted["names"])
-            except (ValueError, KeyError, TypeError):  # cut short by a kill, so it was not given
+            except (ValueError, KeyError, TypeError):  # truncated by a kill, so it was not sent
                 continue
 
     def note(self, step: int, names: Iterable[str]) -> bool:
-        """Whether such a record is new; if so it counts as given from now on."""
+        """Note a record as sent, and tell whether it is new."""
         names = sorted(names)
         if (step, frozenset(names)) in self._records:
             return False
         self.file.parent.mkdir(parents=True, exist_ok=True)
         with self.file.open("a", encoding="utf-8") as file:
-            # The line break comes first: a line that a kill cut short stays alone.
+            # The line break comes first, so that a line that a kill truncated stays separate.
             file.write("\n" + json.dumps({"step": step, "names": names}))
         self._add(step, names)
         return True

@@ -1,4 +1,4 @@
-"""A run's page on Weights & Biases: Lightning's logger, made to say everything once and to survive a kill."""
+"""A run's page on Weights & Biases: Lightning's logger, extended to log every record once and to survive a kill."""
 
 from __future__ import annotations
 
@@ -27,13 +27,13 @@ from workbench.settings.config import Config
 
 PROJECT = "dinado"
 STEP = "trainer/global_step"
-"""Lightning's name of the x-axis of every curve: optimiser steps."""
+"""Lightning's name of the x-axis, the optimiser step."""
 WRITE_OUT_SECONDS = 0.1
-"""How long W&B may keep records in memory; its own 15 seconds are what a kill would cost."""
+"""Seconds that W&B may keep records in memory; with its default of 15 a kill would lose that much."""
 
 
 def start(config: Config, folder: RunFolder) -> WandbPage:
-    """Open the page, or go on with it: its id is the run's.
+    """Open the W&B run, or resume it by the id of the run.
 
     Raises:
         ConfigError: W&B refuses to start.
@@ -50,7 +50,7 @@ def start(config: Config, folder: RunFolder) -> WandbPage:
 
 
 class WandbPage(WandbLogger):
-    """Lightning's W&B logger with what this project adds: names, settings, samples, artifacts, nothing twice."""
+    """Lightning's W&B logger with names, settings, samples and artifacts of this project and without duplicates."""
 
     def __init__(self, config: Config, folder: RunFolder) -> None:
         import wandb
@@ -78,21 +78,21 @@ class WandbPage(WandbLogger):
 
     @rank_zero_only
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
-        """Give a record of ``metrics.jsonl``, unless an earlier start of this run has."""
+        """Log a record of ``metrics.jsonl``, unless an earlier start of this run has logged it."""
         numbers, step = numbers_of(metrics), step or 0
         if not self._given.note(step, numbers):
             return
         where: dict[str, Any] = {}
         if self._before and self.mode != "shared":
-            # W&B counts rows of its own. Offline it would begin anew with every start, and rows would get in each
-            # other's way when the starts are synced to one page.
+            # W&B counts its own rows. Offline the count would start at 0 with every start, and rows would collide when
+            # the starts are synced to one page.
             where = {"step": max(self._before, self.experiment.step), "commit": True}
             self._before = 0
         self.experiment.log({**numbers, STEP: step}, **where)
 
     @rank_zero_only
     def save_settings(self) -> None:
-        """Keep config.yaml among the page's files, in a folder because W&B has a config.yaml of its own."""
+        """Save config.yaml to the page's files, in a folder because W&B has a config.yaml of its own."""
         file = Path(self.experiment.dir) / "settings" / "config.yaml"
         file.parent.mkdir(exist_ok=True)
         shutil.copy(self.folder.path / "config.yaml", file)
@@ -100,7 +100,7 @@ class WandbPage(WandbLogger):
 
     @rank_zero_only
     def log_samples(self, samples: JudgedSamples, step: int) -> None:
-        """A table of texts with their verdicts, tokens coloured by predicted R."""
+        """Log a table of texts with their verdicts and their tokens coloured by predicted R."""
         import wandb
 
         data = [[*row[:-1], wandb.Html(row[-1], inject=False)] for row in rows(samples)]
@@ -109,21 +109,21 @@ class WandbPage(WandbLogger):
 
     @rank_zero_only
     def log_checkpoint(self, method: str) -> None:
-        """The last checkpoint as an artifact of type `model`; offline, it is read from the run folder when synced."""
+        """Log the last checkpoint as an artifact of type `model`; offline, syncing reads it from the run folder."""
         import wandb
 
         file = (self.folder.path / "checkpoints" / LAST).absolute()
         artifact = wandb.Artifact(f"model-{self.folder.run_id}", type="model", metadata={"method": method})
-        # Checkpoints are replaced, never changed, and uploaded from where they are: no copy waits in the home folder.
+        # Checkpoints are replaced, never modified, so W&B can upload them in place, without a copy in the home folder.
         artifact.add_file(str(file), policy="immutable")
         self.experiment.log_artifact(artifact)
 
     @rank_zero_only
     def log_rollouts(self, folders: Mapping[str, Sequence[Path]]) -> None:
-        """Stores of rollouts as an artifact of references: where every file lies and its checksum, no content.
+        """Log rollout stores as an artifact of references: the location and checksum of every file, no content.
 
         Args:
-            folders: those of each split.
+            folders: folders of the stores, by split.
         """
         import wandb
 
@@ -135,9 +135,9 @@ class WandbPage(WandbLogger):
 
     @contextmanager
     def _staging(self) -> Iterator[None]:
-        """Have W&B put files that wait to be uploaded into the run folder, unless the user has another place for them.
+        """Make W&B stage files for upload in the run folder, unless the user set WANDB_DATA_DIR.
 
-        Theirs is the home folder, which is small on many machines, and where nothing says what belongs to which run.
+        The default is the home folder, which is small on many machines and does not separate the files of runs.
         """
         if "WANDB_DATA_DIR" in os.environ:
             yield

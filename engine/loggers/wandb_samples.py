@@ -10,25 +10,25 @@ from workbench.report.palette import shade
 
 COLUMNS = ("prompt", "text", "oracle", "R along the text")
 END = "∎"
-"""Stands for the end-of-sequence token, which has an R but no text."""
+"""Mark for the end-of-sequence token, which has an R but no text."""
 
 
 def rows(samples: JudgedSamples) -> Iterator[tuple[str, str, float, str]]:
-    """Prompt, text, the oracle's verdict, and the text as HTML with every token coloured by predicted R."""
+    """Yield prompt, text, the oracle's verdict, and the text as HTML with every token coloured by predicted R."""
     columns = zip(samples.prompts, samples.texts, samples.score, samples.along, strict=True)
     for prompt, text, score, along in columns:
         yield prompt.text, text, float(score), coloured(along)
 
 
 def coloured(along: Sequence[tuple[str, float]]) -> str:
-    """Tokens on the colour of the predicted R of what has been written up to their end, the number on hovering.
+    """Format tokens as HTML, each on the colour of predicted R of the prefix that ends with it, with R as tooltip.
 
-    What colours alone would say is said in words before them.
+    A line before the tokens gives R at the first and the last token in words, for readers who do not see the colour.
     """
     if not along:
         return ""
     first, last = along[0][1], along[-1][1]
-    # Tokens that add no text are parts of a character, which the last of them shows whole.
+    # Tokens without text are parts of a character; the last part shows the whole character.
     shown = [(piece, r) for piece, r in along[:-1] if piece] + [(along[-1][0] or END, last)]
     spans = [
         f'<span style="background:{shade(min(max(r, 0.0), 1.0))}" title="R {r:.2f}">{escape(piece)}</span>'

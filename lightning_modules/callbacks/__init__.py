@@ -1,1 +1,1 @@
-"""Lightning callbacks: stopping, resuming, training the norm head first."""
+"""Lightning callbacks for stopping, for resuming, and for training the norm head first."""

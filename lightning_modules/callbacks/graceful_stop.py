@@ -1,4 +1,4 @@
-"""Stop on a signal without losing anything."""
+"""A callback that stops training on a signal without loss of the current optimiser step."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ from dinado.errors import Stopped
 from dinado.ranks import is_writer
 
 BY_SCHEDULER = (signal.SIGTERM, signal.SIGUSR1)
-"""How schedulers announce that they will take the machine away."""
+"""Signals with which a scheduler announces that it will end the job."""
 
 
 def interruption(number: int) -> KeyboardInterrupt:
-    """What to raise on a signal: that of a Ctrl-C, or of a scheduler's warning."""
+    """Return the exception to raise on a signal: :class:`Stopped` for a scheduler's, else KeyboardInterrupt."""
     name = signal.Signals(number).name
     return Stopped(name) if number in BY_SCHEDULER else KeyboardInterrupt(name)
 
 
 @contextmanager
 def interruptible() -> Iterator[None]:
-    """A scheduler's warning stops the block as a Ctrl-C does, so that it leaves a true STATUS and a hint too."""
+    """Stop the block on a scheduler's signal as on Ctrl-C, so that it too leaves a correct STATUS and a hint."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -45,16 +45,16 @@ def interruptible() -> Iterator[None]:
 
 
 class GracefulStop(Callback):
-    """First Ctrl-C, SIGTERM or SIGUSR1: finish the optimiser step, then stop. Second Ctrl-C: stop now.
+    """A callback that stops after the optimiser step on Ctrl-C, SIGTERM or SIGUSR1, and at once on a second Ctrl-C.
 
-    Every process has to agree on the step to stop at, so the flag is reduced over processes; that needs a collective,
-    which is run every ``every`` optimiser steps only.
+    All processes have to stop at the same step, so the flag is reduced over processes; that needs a collective, which
+    runs every ``every`` optimiser steps only.
 
     Args:
-        every: optimiser steps between looks at the flag.
+        every: optimiser steps between checks of the flag.
 
     Attributes:
-        received: number of the signal; None as long as there was none.
+        received: number of the signal; None until there is one.
     """
 
     def __init__(self, every: int = 1) -> None:
@@ -63,18 +63,18 @@ class GracefulStop(Callback):
         self._previous: dict[int, Any] = {}
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Install the handlers; only the main thread may."""
+        """Install the signal handlers, which only the main thread may do."""
         if threading.current_thread() is threading.main_thread() and not self._previous:
             for number in (signal.SIGINT, *BY_SCHEDULER):
                 self._previous[number] = signal.signal(number, self._handle)
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Take SIGTERM back from Lightning, whose handler starts a collective of its own in the middle of others'."""
+        """Replace Lightning's SIGTERM handler, which would start a collective in the middle of another one."""
         if self._previous:
             signal.signal(signal.SIGTERM, self._handle)
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Stop together after an optimiser step."""
+        """Stop all processes after the same optimiser step, if any of them received a signal."""
         last = trainer.global_step >= trainer.max_steps
         if trainer.fit_loop._should_accumulate() or (trainer.global_step % self.every and not last):
             return
@@ -86,10 +86,10 @@ class GracefulStop(Callback):
         if flag:
             self.received = int(flag)
             trainer.should_stop = True
-            trainer.limit_val_batches = 0  # who is about to take the machine away does not wait for a validation
+            trainer.limit_val_batches = 0  # A scheduler that ends the job does not wait for a validation.
 
     def teardown(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Give the handlers back."""
+        """Restore the previous signal handlers."""
         for number, previous in self._previous.items():
             signal.signal(number, previous)
         self._previous = {}

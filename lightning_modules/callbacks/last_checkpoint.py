@@ -1,4 +1,4 @@
-"""Keep ``last.ckpt`` up to date."""
+"""A callback that keeps ``last.ckpt`` up to date."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from lightning.pytorch.callbacks import Callback
 
 
 class LastCheckpoint(Callback):
-    """Saves at the end of an optimiser step: every so often, when the run is stopped, and after its last step.
+    """A callback that saves after an optimiser step: periodically, when the run is stopped, and after the last step.
 
-    A checkpoint taken after the loop has ended would count a step too many when it is resumed. It belongs behind the
-    callback that stops and before those that act on a saved step.
+    A checkpoint saved after the loop has ended would count one step too many when the run resumes. The callback belongs
+    after the one that stops and before those that act on a saved step.
 
     Args:
-        path: where the checkpoint lies.
+        path: file of the checkpoint.
         every: optimiser steps between checkpoints.
-        also_after: steps that are saved besides, those before a round of sampling.
+        also_after: further steps after which to save, those before a round of sampling.
     """
 
     def __init__(self, path: Path, every: int, also_after: Collection[int] = ()) -> None:
@@ -28,7 +28,7 @@ class LastCheckpoint(Callback):
         self.also_after = also_after
 
     def on_train_batch_end(self, trainer: L.Trainer, *args: Any) -> None:
-        """Save, if this step ends here and is one to be saved."""
+        """Save, if an optimiser step ends with this batch and a checkpoint is due."""
         step = trainer.global_step
         if trainer.fit_loop._should_accumulate():
             return

@@ -1,8 +1,10 @@
-"""Train the norm head alone first, so that it predicts the verdict before any ratio moves.
+"""A callback that trains the norm head alone first, so that it predicts the score before any ratio is trained.
 
-With the mean norm beta_i is V_i, the value of the prefix, and a regulariser that detaches V teaches the ratios what V
-knows; a norm that knows nothing yet teaches nothing. No policy runs here and no vocabulary is reduced: only the frozen
-base, and for Soft the body of its network, which the norm shapes. Axes: B rollouts, T tokens.
+With the mean norm beta_i equals V_i, the value of the prefix, and a regulariser that detaches V uses it as the target
+of the ratios; an untrained norm is no useful target. Only the frozen base runs here, and for Soft the body of its
+network, which is trained with the norm: no policy runs and nothing is reduced over the vocabulary.
+
+Axes: B rollouts, T tokens.
 """
 
 from __future__ import annotations
@@ -27,11 +29,11 @@ from workbench.settings.run_settings import OptimConfig
 
 
 class NormFit(Callback):
-    """Runs ``optim.norm_steps`` steps of the norm head before training; a resumed run has them behind it.
+    """A callback that trains the norm head for ``optim.norm_steps`` steps before training; a resumed run skips them.
 
     Args:
         optim: number of steps, learning rate and weight decay.
-        progress: whether to show a bar.
+        progress: whether to show a progress bar.
     """
 
     def __init__(self, optim: OptimConfig, progress: bool) -> None:
@@ -39,7 +41,7 @@ class NormFit(Callback):
         self.progress = progress
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Train the head, unless this run goes on from a checkpoint."""
+        """Train the head, unless this run resumes from a checkpoint."""
         if trainer.ckpt_path is not None:
             return
         method, data = cast(ValueMethod, pl_module), cast(Any, trainer).datamodule
@@ -48,16 +50,16 @@ class NormFit(Callback):
         log_now(trainer.loggers, {"norm/fit_ce": self.fit(method, batches, parts)}, 0)
 
     def fit(self, method: ValueMethod, batches: Iterable[RolloutBatch], micro_batches: int = 1) -> float:
-        """Train the norm head; returns the cross entropy of the last tenth of the steps, in nats a token.
+        """Train the norm head; return the mean cross entropy of the last tenth of the steps, in nats per token.
 
         Gradients are summed over processes, so the result does not depend on how many there are.
 
         Args:
-            batches: what this process trains on, step by step.
-            micro_batches: how many of them make a step.
+            batches: micro-batches of this process, step by step.
+            micro_batches: number of micro-batches in a step.
 
         Raises:
-            KeyboardInterrupt: on Ctrl-C or a scheduler's warning; nothing trained yet would be worth a checkpoint.
+            KeyboardInterrupt: on Ctrl-C or a scheduler's signal; there is nothing worth a checkpoint yet.
         """
         steps, lr = self.optim.norm_steps, self.optim.norm_lr or self.optim.lr
         trained = _parameters(method)
@@ -76,7 +78,7 @@ class NormFit(Callback):
             if dist.is_initialized():
                 for tensor in (numbers, *(p.grad for p in trained if p.grad is not None)):
                     dist.all_reduce(tensor)
-            if numbers[2]:  # every process sees the sum, so all of them stop here
+            if numbers[2]:  # Every process has the same sum, so all of them stop here.
                 raise interruption(next((stop.received for stop in stops if stop.received), signal.SIGTERM))
             optimizer.step()
             optimizer.zero_grad()
@@ -96,6 +98,6 @@ def _loss(method: ValueMethod, batch: RolloutBatch) -> tuple[Tensor, Tensor, Ten
 
 
 def _parameters(method: ValueMethod) -> list[nn.Parameter]:
-    """List the weights of the norm head, and those below it that are trained too."""
+    """List the weights of the norm head, and the trained weights below it."""
     assert method.norm_head is not None, "the rules let through methods with a norm head only"
     return [*method.norm_head.parameters(), *method.scores.shared_with_norm()]

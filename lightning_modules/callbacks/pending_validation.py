@@ -1,4 +1,4 @@
-"""Make up for a validation that a stop has prevented."""
+"""A callback that makes up for a validation that a stop has prevented."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from lightning.pytorch.callbacks import Callback
 
 
 class PendingValidation(Callback):
-    """A validation that was due at a resumed run's checkpoint, and was not made any more.
+    """A callback that runs a validation that was due at a resumed run's checkpoint and is missing.
 
-    Checkpoints are taken before the validation of the same step, and Lightning goes on with the step after it.
+    Checkpoints are saved before the validation of the same step, and Lightning resumes with the step after it.
 
     Args:
         every: optimiser steps between validations.
-        is_recorded: whether there are held-out numbers of a step.
+        is_recorded: tells whether held-out metrics of a step are recorded.
     """
 
     def __init__(self, every: int, is_recorded: Callable[[int], bool]) -> None:
@@ -23,7 +23,7 @@ class PendingValidation(Callback):
         self.is_recorded = is_recorded
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Make it before the first step; all processes do what the first one knows."""
+        """Run the missing validation before the first step; rank 0 decides for all processes."""
         done = trainer.global_step
         due = done > 0 and done % self.every == 0 and not self.is_recorded(done - 1)
         if trainer.strategy.broadcast(due):

@@ -93,7 +93,8 @@ def at_call(owner: Any, name: str, number: int, blow: Blow) -> Callable[[], None
 
 def at_torn_line(number: int, blow: Blow) -> Callable[[], None]:
     """When half of the n-th line of ``metrics.jsonl`` has been written."""
-    from workbench.run_folder import RunFolder, json_line
+    from workbench.plain_files import json_line
+    from workbench.run_folder import RunFolder
 
     def prepare() -> None:
         original, seen = RunFolder.append_metrics, [0]

@@ -80,7 +80,7 @@ def kills_between_files() -> Iterator[Fault]:
     for number in range(0, 12, 2):
         hook = hooks.at_torn_line(number, hooks.kill)
         yield Fault("killed in a line of metrics.jsonl", f"line {number}", _hit(hook, -signal.SIGKILL))
-    for owner, name in ((session, "evaluate_method"), (session, "final_metrics"), (session, "_show")):
+    for owner, name in ((session, "evaluate_method"), (session, "final_metrics"), (session, "show_results")):
         yield Fault("killed while evaluating", name, _hit(hooks.at_call(owner, name, 0, hooks.kill), -signal.SIGKILL))
     moments = random.Random(0)
     for number in range(36):
@@ -92,7 +92,7 @@ def kills_between_files() -> Iterator[Fault]:
 
 def signals() -> Iterator[Fault]:
     """What a person or a scheduler sends."""
-    from datamodules import fill_stores as prepare
+    from datamodules.fill_stores import StoreFiller
     from lightning_modules.callbacks.graceful_stop import GracefulStop
 
     for sent, code in TOLD_TO_STOP.items():
@@ -100,7 +100,7 @@ def signals() -> Iterator[Fault]:
         for number in (0, 2, 5):
             hook = hooks.at_call(GracefulStop, "on_train_batch_end", number, hooks.send(sent))
             yield Fault(f"{name} while training", f"step {number}", _hit(hook, code))
-        hook = hooks.at_call(prepare, "fill_states", 0, hooks.send(sent))
+        hook = hooks.at_call(StoreFiller, "fill_states", 0, hooks.send(sent))
         yield Fault(f"{name} while sampling", "after the first store", _hit(hook, code))
     twice = hooks.send(signal.SIGINT, signal.SIGINT)
     for number in (1, 4, 7):

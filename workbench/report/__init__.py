@@ -1,6 +1,6 @@
-"""Runs side by side: what differs between them, how sure that is, and the page that shows it.
+"""Comparison of runs: how their numbers differ, with which uncertainty, and the page that shows them.
 
-From folders to answers: ``runs`` reads, ``agreement`` refuses what cannot be compared, ``groups`` sorts by what
-differs, ``statistics`` and ``comparison`` count, ``terminal``, ``export``, ``figures`` and ``page`` show. Nothing here
-imports torch.
+In order: ``run_reader`` reads run folders, ``agreement`` refuses runs that cannot be compared, ``groups`` gathers them
+by settings, ``statistics`` and ``comparison`` compute, ``terminal``, ``export``, ``figures`` and ``page`` show the
+result. Nothing here imports torch.
 """

@@ -1,4 +1,4 @@
-"""Which runs may stand in one table: those that aim at the same target and are measured the same way."""
+"""The check that runs can be compared: they need the same target and the same measurement."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dinado.errors import ConfigError
 from workbench.report.run_reader import Run
 from workbench.settings import schema
 
-# For what runs must have in common by the settings that decide the target or its measurement: About.agree.
+# Advice for each value of About.agree, which names what the runs of one comparison must have in common.
 _ADVICE = {
     "the base": "each base has its own q*; compare the runs of one base",
     "the task": "compare the runs of one task",
@@ -20,10 +20,11 @@ _ADVICE = {
 
 
 def check(runs: Sequence[Run]) -> None:
-    """Refuse runs whose numbers do not mean the same.
+    """Refuse runs whose numbers are not comparable.
 
     Raises:
-        ConfigError: a setting that decides what is measured, or the held-out prompts, differ; the message names one.
+        ConfigError: a setting that decides the target or its measurement differs, or the held-out prompts do; the
+            message names one difference.
     """
     leaves = schema.leaves()
     found = [(leaves[key].agree, key) for key in differing(runs) if key in leaves and leaves[key].agree]
@@ -46,5 +47,5 @@ def check(runs: Sequence[Run]) -> None:
 
 
 def differing(runs: Sequence[Run]) -> list[str]:
-    """The settings that are not the same in all runs, in the order of the schema."""
+    """List the settings that are not the same in all runs, in the order of the schema."""
     return [key for key in runs[0].settings if len({run.settings.get(key) for run in runs}) > 1] if runs else []

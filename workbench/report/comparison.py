@@ -1,4 +1,4 @@
-"""Everything that is said about a set of runs, before anything is drawn."""
+"""The comparison of a set of runs as data: groups, summaries, ranking, tests and notes; other modules display it."""
 
 from __future__ import annotations
 
@@ -7,24 +7,24 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 from dinado.errors import CheckpointError, ConfigError
+from dinado.evaluation.measures import MEASURES, Measure, measure
 from workbench.report import agreement
 from workbench.report.groups import Group, group
-from workbench.report.measures import TABLE, Measure, measure
 from workbench.report.run_reader import Place, Run, read_run
 from workbench.report.statistics import Summary, Test, compare_groups, holm, summarise
 
 
 @dataclass
 class Comparison:
-    """Groups of runs and what can be said about them.
+    """Groups of runs with their summaries, ranking and tests.
 
     Attributes:
         groups: in the order of the ranking, best first.
-        measures: the numbers that some run has.
-        summaries: of each group, by the key of the measure.
-        ranked_by: the measure that orders the groups, None when no run has been measured.
-        tests: for each measure that is tested, the best group against each other one, by label.
-        notes: what was left out and what a reader should know.
+        measures: the measures that at least one run has.
+        summaries: by the label of the group and the key of the measure.
+        ranked_by: the measure that orders the groups, None when no run has been evaluated.
+        tests: by the key of the measure and the label of a group: the best group against that group.
+        notes: runs that were left out, and remarks for the reader.
     """
 
     groups: list[Group]
@@ -36,18 +36,18 @@ class Comparison:
 
     @property
     def runs(self) -> list[Run]:
-        """All runs that count."""
+        """All runs of all groups."""
         return [run for one in self.groups for run in one.runs]
 
     @property
     def best(self) -> Group | None:
-        """The first of the ranking, if anything is ranked."""
+        """The first group of the ranking, None when nothing is ranked."""
         measured = self.ranked_by and self.groups[0].label in self.summaries
         return self.groups[0] if measured and self.ranked_by.key in self.summaries[self.groups[0].label] else None  # type: ignore[union-attr]
 
     @property
     def verdict(self) -> str:
-        """One sentence: which group is best, how sure that is, and whom it cannot be told from."""
+        """One sentence: the best group, its interval, and the groups that no test separates from it."""
         best, by = self.best, self.ranked_by
         if best is None or by is None:
             return "No run has been evaluated yet."
@@ -75,24 +75,24 @@ class Comparison:
 
 
 def said(summary: Summary, of: Measure) -> str:
-    """A number with its interval, as text."""
+    """Format the mean with its interval."""
     mean = f"{summary.mean:.{of.digits}f}"
     return mean if math.isnan(summary.low) else f"{mean} {ends(summary, of)}"
 
 
 def ends(summary: Summary, of: Measure) -> str:
-    """The interval of a number, empty where it is unknown."""
+    """Format the interval, empty where it is unknown."""
     return "" if math.isnan(summary.low) else f"[{summary.low:.{of.digits}f}, {summary.high:.{of.digits}f}]"
 
 
 def read_all(places: Sequence[Place], *, live: bool = False) -> tuple[list[Run], list[str]]:
-    """Read runs; also a note for each that was found, not named, and has not finished.
+    """Read runs, and return a note for each unfinished run that was found in a folder and is left out.
 
     Args:
-        live: unfinished runs count as well.
+        live: keep unfinished runs as well.
 
     Raises:
-        CheckpointError: a run that was named has not finished, or none has.
+        CheckpointError: a run that the user named has not finished, or no run has.
         DataError: a file of a run is damaged.
     """
     runs, notes = [], []
@@ -116,17 +116,18 @@ def read_all(places: Sequence[Place], *, live: bool = False) -> tuple[list[Run],
 
 
 def compare(runs: Sequence[Run], by: str | None = None, notes: Sequence[str] = ()) -> Comparison:
-    """Group, summarise, rank and test.
+    """Group, summarise, rank and test runs.
 
     Args:
-        by: key or last word of the measure to rank by; None takes KL to the optimum where all have it, else success.
+        by: key of the measure to rank by, or the part of it after the slash; None takes KL to the optimum where all
+            evaluated runs have it, else success.
 
     Raises:
-        ConfigError: the runs were not measured alike, or none has the number that should rank them.
+        ConfigError: the runs are not comparable, or none has the measure to rank by.
     """
     agreement.check(runs)
     groups, dropped = group(runs)
-    measures = [one for one in TABLE if any(one.key in run.final for run in runs)]
+    measures = [one for one in MEASURES if one.in_table and any(one.key in run.final for run in runs)]
     summaries = {
         one.label: {m.key: s for m in measures if (s := summarise(one.runs, m.key)) is not None} for one in groups
     }

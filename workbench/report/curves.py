@@ -1,4 +1,4 @@
-"""Numbers over optimiser steps: what is drawn, and how curves of many points become short ones that look the same."""
+"""Curves of measures over optimiser steps, and their reduction to fewer points without a visible change of shape."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from itertools import pairwise
 
 import numpy as np
 
+from dinado.evaluation.measures import CURVES, Measure, measure
 from workbench.report.groups import Group
-from workbench.report.measures import CURVES, Measure
 from workbench.report.run_reader import Run, is_number
 
 POINTS = 160
-"""Points that a curve keeps: about three pixels each in a figure."""
+"""Most points of a curve: one for about three pixels of a figure."""
 _BUDGET = 240_000
-"""Points that all curves of a page keep together, about 3 MB of it."""
+"""Points of all curves of a page together, about 3 MB of the page."""
 _OF_TRAINING = ("reg/", "norm/", "train/")
 
 
@@ -24,10 +24,10 @@ class Curve:
     """One line of a figure.
 
     Attributes:
-        label: of the group.
+        label: label of the group.
         run: name of the run, or ``mean of N seeds``.
-        steps, values: as many numbers of each.
-        mean: whether it is the mean of a group, or all that there is of it.
+        steps, values: optimiser steps and the values there, of equal length.
+        mean: whether it is the mean of a group, or its only run.
     """
 
     label: str
@@ -39,10 +39,10 @@ class Curve:
 
 @dataclass
 class Panel:
-    """A figure: one number of all runs over optimiser steps.
+    """A figure: one measure of all runs over optimiser steps.
 
     Attributes:
-        thinned: how many points its longest curve had before some were left out; 0 where none were.
+        thinned: number of points of the longest curve before thinning; 0 where no curve was thinned.
     """
 
     measure: Measure
@@ -51,28 +51,28 @@ class Panel:
 
 
 def panels(groups: Sequence[Group], points: int | None = None) -> list[Panel]:
-    """The figures that some run has points for; a curve of more than ``points`` is thinned."""
+    """Return the figures for which some run has points; a curve with more than ``points`` points is thinned."""
     if points is None:
         drawn = sum(len(one.runs) + 1 for one in groups) * len(CURVES)
         points = int(min(POINTS, max(24, _BUDGET // max(1, drawn))))
     found = []
-    for measure in CURVES:
-        curves = list(_curves(groups, measure.key))
+    for key in CURVES:
+        curves = list(_curves(groups, key))
         longest = max((len(curve.steps) for curve in curves), default=0)
         if longest < 2:
             continue
         for curve in curves:
             kept = thin(curve.steps, curve.values, points)
             curve.steps, curve.values = curve.steps[kept], curve.values[kept]
-        found.append(Panel(measure, curves, longest if longest > points else 0))
+        found.append(Panel(measure(key), curves, longest if longest > points else 0))
     return found
 
 
 def series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
-    """Steps and values of one number of one run.
+    """Return the steps and the values of one measure of one run.
 
-    The closing record repeats some numbers of training and measures others on held-out rollouts, under the names that
-    training uses; neither belongs on the curve of the batches.
+    The final record repeats some training numbers and has others of held-out rollouts under the same names; a curve
+    of training leaves both out.
     """
     training = key.startswith(_OF_TRAINING)
     pairs = {
@@ -85,7 +85,7 @@ def series(run: Run, key: str) -> tuple[np.ndarray, np.ndarray]:
 
 
 def thin(steps: np.ndarray, values: np.ndarray, points: int) -> np.ndarray:
-    """Indices of at most ``points`` points that keep a curve's shape: both ends, and of every stretch its extremes."""
+    """Return indices of at most ``points`` points that keep a curve's shape: both ends and each interval's extremes."""
     if len(steps) <= points:
         return np.arange(len(steps))
     edges = np.linspace(1, len(steps) - 1, max(2, (points - 2) // 2) + 1).astype(int)

@@ -1,4 +1,4 @@
-"""The comparison for programs: a table of groups in CSV, everything in JSON."""
+"""Machine-readable forms of a comparison: the table of groups as CSV, everything as JSON."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from workbench.report.comparison import Comparison
 
 
 def as_json(comparison: Comparison) -> dict[str, Any]:
-    """Plain values: the best group, all groups with their numbers, the tests and the notes."""
+    """Return the comparison as plain values: the best group, all groups with their numbers, tests and notes."""
     best, by = comparison.best, comparison.ranked_by
     return {
         "best": None if best is None else best.label,
@@ -48,7 +48,7 @@ def as_json(comparison: Comparison) -> dict[str, Any]:
 
 
 def as_csv(comparison: Comparison) -> str:
-    """One line a group: its label, the settings that differ, seeds, and each number with the ends of its interval."""
+    """Format one line per group: label, settings that differ, seeds, each number with the ends of its interval."""
     settings = list(dict.fromkeys(key for group in comparison.groups for key in group.settings))
     keys = [one.key for one in comparison.measures]
     text = io.StringIO()

@@ -1,4 +1,4 @@
-"""The figures as files, for papers and slides: PNG and SVG, drawn by Matplotlib."""
+"""Figures as PNG and SVG files for papers and slides, drawn by Matplotlib."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ matplotlib.use("Agg")
 
 from matplotlib import pyplot as plt
 
+from dinado.evaluation.measures import FRONTIERS, measure
 from workbench.report.comparison import Comparison
 from workbench.report.curves import panels
-from workbench.report.measures import FRONTIERS, measure
 from workbench.report.palette import look
 
 _MARKERS = {
@@ -29,7 +29,7 @@ _MARKERS = {
     "plus": "P",
 }
 _POINTS = 2000
-# The same numbers give the same file.
+# A fixed hash salt makes the SVG files reproducible.
 _STYLE = {
     "svg.hashsalt": "dinado",
     "svg.fonttype": "none",
@@ -40,7 +40,7 @@ _STYLE = {
 
 
 def draw(comparison: Comparison, folder: Path) -> list[Path]:
-    """Write every curve and every frontier as ``<name>.png`` and ``<name>.svg``; returns the files."""
+    """Write every curve and every frontier as ``<name>.png`` and ``<name>.svg``; return the files."""
     labels = [group.label for group in comparison.groups]
     written: list[Path] = []
     with plt.rc_context(_STYLE):
@@ -58,7 +58,7 @@ def draw(comparison: Comparison, folder: Path) -> list[Path]:
                     marker="o" if len(curve.steps) == 1 else None,
                     label=curve.label if curve.mean else None,
                 )
-            axes.set(xlabel="optimiser step", ylabel=panel.measure.unit, title=panel.measure.label)
+            axes.set(xlabel="optimiser step", ylabel=panel.measure.unit, title=panel.measure.curve)
             written += _save(figure, axes, labels, folder, panel.measure.key)
         for key in FRONTIERS:
             if any(one.key == key for one in comparison.measures):

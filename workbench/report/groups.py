@@ -1,4 +1,4 @@
-"""Runs that differ in nothing but their seed, gathered under a name that says how they differ from the others."""
+"""Groups of runs that differ in their seed alone, each with a label made of the settings that set it apart."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ class Group:
     """Runs of one variant.
 
     Attributes:
-        label: what tells it from the others, in as few words as that takes.
-        runs: one a seed.
-        settings: its value for every key that differs between groups.
+        label: the fewest settings that distinguish it from the other groups.
+        runs: one for each seed.
+        settings: its value of every key that differs between groups.
     """
 
     label: str
@@ -26,9 +26,9 @@ class Group:
 
 
 def group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
-    """Sort runs into groups; also what had to be left out and why.
+    """Group runs by their settings, and return a note for each run that was left out.
 
-    Of two runs with the same settings and seed the later one counts: repeating it proves nothing.
+    Of two runs with the same settings and seed the later one counts: a repetition adds no information.
     """
     keys = method_keys(runs)
     gathered: dict[tuple[str, ...], dict[str, Run]] = {}
@@ -47,13 +47,13 @@ def group(runs: Sequence[Run]) -> tuple[list[Group], list[str]]:
 
 
 def method_keys(runs: Sequence[Run]) -> list[str]:
-    """The settings in which runs differ and that may decide the outcome."""
+    """List the settings in which runs differ and that may affect the outcome."""
     leaves = schema.leaves()
     return [key for key in differing(runs) if key not in leaves or leaves[key].role == "outcome"]
 
 
 def short_keys(rows: Sequence[tuple[str, ...]], keys: Sequence[str]) -> list[str]:
-    """As few of the keys as tell all rows apart: those that split further what earlier ones leave together."""
+    """List few keys that distinguish all rows: a key is taken if it splits rows that the earlier ones do not."""
     order = sorted(range(len(keys)), key=lambda i: (keys[i] != "method", i))
     chosen: list[int] = []
     kinds = 1

@@ -1,4 +1,4 @@
-"""Where a comparison goes: the terminal, and files that are replaced in one step."""
+"""Output of a comparison: to the terminal, and to files that are replaced atomically."""
 
 from __future__ import annotations
 
@@ -16,28 +16,28 @@ from workbench.report.terminal import print_comparison
 
 
 def show(comparison: Comparison, *, quiet: bool) -> None:
-    """Print the table; on stderr where stdout belongs to ``--json``."""
+    """Print the table; on stderr if ``quiet``, where stdout is reserved for ``--json``."""
     stream = sys.stderr if quiet else sys.stdout
-    # A pipe or a log file has no width of its own; the table needs some.
+    # A pipe or a log file has no width, and the table needs one.
     console = Console(stderr=quiet, width=None if stream.isatty() else 200, highlight=False)
     print_comparison(console, comparison)
 
 
 def print_json(comparison: Comparison) -> None:
-    """The comparison as the last line of stdout."""
+    """Print the comparison as JSON on the last line of stdout."""
     cli.print_json(as_json(comparison))
 
 
 def write_csv(comparison: Comparison, file: Path) -> None:
-    """Write the table of groups."""
+    """Write the table of groups as CSV."""
     replace(file, as_csv(comparison))
 
 
 def write_page(comparison: Comparison, file: Path, refresh: float | None = None) -> None:
-    """Write the page.
+    """Write the HTML page.
 
     Args:
-        refresh: seconds after which it reads itself again; None for a page that stays.
+        refresh: seconds after which the browser reloads the page; None for a page that does not reload.
     """
     from workbench.report.page import render
 
@@ -45,10 +45,10 @@ def write_page(comparison: Comparison, file: Path, refresh: float | None = None)
 
 
 def write_figures(comparison: Comparison, folder: str) -> None:
-    """Write every figure twice.
+    """Write every figure as PNG and as SVG.
 
     Raises:
-        ConfigError: the folder cannot be made.
+        ConfigError: the folder cannot be created.
     """
     from workbench.report.figures import draw
 
@@ -60,10 +60,10 @@ def write_figures(comparison: Comparison, folder: str) -> None:
 
 
 def writable(name: str) -> Path:
-    """A file to write, checked before anything is computed for it.
+    """Return the path of a file to write, checked before any computation.
 
     Raises:
-        ConfigError: it is a folder, or its folder does not exist or takes no files.
+        ConfigError: the path is a folder, or its parent folder does not exist or is not writable.
     """
     file = Path(name)
     if file.is_dir() or not file.parent.is_dir() or not os.access(file.parent, os.W_OK):
@@ -72,7 +72,7 @@ def writable(name: str) -> Path:
 
 
 def replace(file: Path, text: str) -> None:
-    """Write a file so that a reader finds the old content or the new."""
+    """Replace a file atomically: a reader finds the old content or the new."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
     part.write_text(text, encoding="utf-8")
     part.replace(file)

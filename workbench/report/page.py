@@ -1,4 +1,4 @@
-"""One HTML file with everything in it: Bokeh's script, the figures' data, tables and texts; nothing is fetched."""
+"""The report as one self-contained HTML file: Bokeh's script, the figures' data, tables and texts."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy as np
 from bokeh.resources import INLINE
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 
+from dinado.evaluation.measures import FRONTIERS, Measure, measure
 from workbench.report import plots
 from workbench.report.agreement import differing
 from workbench.report.comparison import Comparison, ends
 from workbench.report.curves import Panel, panels
-from workbench.report.measures import FRONTIERS, Measure, measure
 from workbench.report.palette import look, shade
 from workbench.report.sample_pairs import LEVELS, side_by_side
 from workbench.report.terminal import tested_over
@@ -35,10 +35,10 @@ _MARKS = {
 
 
 def render(comparison: Comparison, refresh: float | None = None) -> str:
-    """The page as HTML.
+    """Render the page as HTML.
 
     Args:
-        refresh: seconds after which the page reads itself again; None for a page that stays as it is.
+        refresh: seconds after which the browser reloads the page; None for a page that does not reload.
     """
     environment = Environment(
         loader=FileSystemLoader(_HERE), autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -73,7 +73,7 @@ def render(comparison: Comparison, refresh: float | None = None) -> str:
 
 
 def _bokeh() -> str:
-    """Bokeh's own script without the widgets and tables that this page has no use for."""
+    """Return Bokeh's core script, without the scripts for widgets and tables, which this page does not use."""
     return next(raw for raw in INLINE.js_raw if len(raw) > 500_000).replace("</script", "<\\/script")
 
 
@@ -142,9 +142,9 @@ def _curve_figure(panel: Panel, labels: list[str], number: int) -> dict[str, Any
     name = f"curve-{number}"
     return {
         "id": name,
-        "title": panel.measure.label,
+        "title": panel.measure.curve,
         "key": panel.measure.key,
-        "summary": f"{panel.measure.label} over optimiser steps, for {len(rows)} variants.",
+        "summary": f"{panel.measure.curve} over optimiser steps, for {len(rows)} variants.",
         "head": ("first", "lowest", "highest", "last"),
         "rows": rows,
         "item": _json(plots.curves(panel, labels, name)),
@@ -171,7 +171,7 @@ def _frontier(comparison: Comparison, cost: Measure, success: Measure, number: i
 
 
 def _settings(comparison: Comparison) -> dict[str, Any]:
-    """Every setting in which the runs differ, a column a group; several values in one cell differ by seed."""
+    """Tabulate the settings in which the runs differ, one column per group; values in one cell differ by seed."""
     keys = [key for key in differing(comparison.runs) if key != "description"]
     rows = []
     for key in keys:
@@ -188,5 +188,5 @@ def _short(value: float) -> str:
 
 
 def _json(text: str) -> str:
-    """JSON that is safe inside a script element."""
+    """Return JSON that is safe inside a script element."""
     return json.dumps(json.loads(text), separators=(",", ":")).replace("<", "\\u003c")

@@ -1,4 +1,4 @@
-"""The page's figures, drawn by Bokeh: one glyph for all curves of a kind, filtered by group in the browser."""
+"""The figures of the page, drawn by Bokeh: one glyph for all curves of a kind, filtered by group in the browser."""
 
 from __future__ import annotations
 
@@ -12,22 +12,22 @@ from bokeh.embed import json_item
 from bokeh.models import BooleanFilter, CDSView, ColumnDataSource, HoverTool, NumeralTickFormatter, Range1d, Span
 from bokeh.plotting import figure
 
+from dinado.evaluation.measures import Measure
 from workbench.report.comparison import Comparison
 from workbench.report.curves import Panel
-from workbench.report.measures import Measure
 from workbench.report.palette import look
 
 _HEIGHT = 270
 _INK = "#3b4252"
 FILTERED = "by group"
-"""Name of the renderers that the page filters; their column ``g`` holds the place of the group."""
+"""Name of the renderers that the page filters; their column ``g`` holds the index of the group."""
 
 
 def curves(panel: Panel, labels: Sequence[str], element: str) -> str:
-    """Thin lines for seeds, thick ones for their means, as JSON for ``Bokeh.embed.embed_item``."""
+    """Draw seeds as thin lines and means as thick ones; return JSON for ``Bokeh.embed.embed_item``."""
     plot = _figure(panel.measure, "optimiser step")
     plot.xaxis.formatter = NumeralTickFormatter(format="0,0")
-    # Means are drawn last, over the seeds.
+    # The means are drawn last, on top of the seeds.
     chosen = sorted(panel.curves, key=lambda curve: curve.mean)
     places = [labels.index(curve.label) for curve in chosen]
     source = ColumnDataSource(
@@ -58,14 +58,14 @@ def curves(panel: Panel, labels: Sequence[str], element: str) -> str:
     single = [i for i, curve in enumerate(chosen) if len(curve.steps) == 1]
     if single:
         _dots(plot, [chosen[i] for i in single], [places[i] for i in single])
-    tips = [("", "@label, @run"), ("step", "$snap_x{0,0}"), (panel.measure.label, "$snap_y{0.0000}")]
+    tips = [("", "@label, @run"), ("step", "$snap_x{0,0}"), (panel.measure.curve, "$snap_y{0.0000}")]
     one_line = {"line_policy": "nearest", "limit": 1, "sort_by": [("width", "descending")]}
     plot.add_tools(HoverTool(renderers=[lines], tooltips=tips, **one_line))
     return _item(plot, element)
 
 
 def frontier(comparison: Comparison, against: Measure, success: Measure, element: str) -> str:
-    """Success against what it cost: every run small, the mean of a group large with its interval."""
+    """Draw success against a cost: small markers for runs, a large one with its interval for a group's mean."""
     plot = _figure(success, against.label + (f", {against.unit}" if against.unit else ""))
     labels = [group.label for group in comparison.groups]
     small: dict[str, list[Any]] = {name: [] for name in ("x", "y", "label", "run", "colour", "marker", "g")}
@@ -99,7 +99,7 @@ def frontier(comparison: Comparison, against: Measure, success: Measure, element
 
 
 def _landmarks(plot: Any, comparison: Comparison, against: Measure) -> None:
-    """The base, and how far from it q* lies: KL(q*‖p), which the runs of one comparison share."""
+    """Draw the base and KL(q*‖p), the distance of q* from it, both of which all runs of a comparison share."""
     final = next((run.final for run in comparison.runs if "base/success" in run.final), {})
     place = final.get(f"base/{against.key.partition('/')[2]}")
     if place is not None:
@@ -115,7 +115,7 @@ def _landmarks(plot: Any, comparison: Comparison, against: Measure) -> None:
 
 
 def _dots(plot: Any, chosen: Sequence[Any], places: Sequence[int]) -> None:
-    """A curve of one point would not be seen."""
+    """Draw curves of a single point as markers, because a line of one point is invisible."""
     source = ColumnDataSource(
         {
             "x": [float(curve.steps[0]) for curve in chosen],
@@ -134,7 +134,7 @@ def _figure(measure: Measure, x_label: str) -> Any:
         height=_HEIGHT,
         sizing_mode="stretch_width",
         tools="box_zoom,reset,save",
-        active_drag=None,  # a finger that scrolls the page must not zoom
+        active_drag=None,  # touch scrolling must not zoom
         toolbar_location="above",
         x_axis_label=x_label,
         y_axis_label=measure.unit or measure.label,

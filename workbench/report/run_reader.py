@@ -1,4 +1,4 @@
-"""Run folders as they lie on disk: finding them below what was named, and reading what they say."""
+"""Run folders on disk: finding them from the words of the command line, and reading settings, metrics and samples."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from typing import Any
 import yaml
 
 from dinado.errors import CheckpointError, DataError
-from workbench.run_folder import status
+from workbench.run_status import status
 from workbench.settings import schema
 
-# Scalars stay text, so that `off` is a word and 0.001 looks as it was written; the parser in C is ten times faster.
+# Scalars stay text, so that `off` is a word and 0.001 keeps its spelling. The parser in C is ten times faster.
 _TEXT = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
 @dataclass(frozen=True)
 class Place:
-    """A run folder, and whether the user named it or it was found inside something named."""
+    """A run folder, and whether the user named it or it was found inside a folder that the user named."""
 
     path: Path
     named: bool
@@ -32,14 +32,14 @@ class Place:
 
 @dataclass
 class Run:
-    """What one run folder says.
+    """The content of one run folder.
 
     Attributes:
         path: the folder.
         settings: every key of the schema with its value as text.
         records: the lines of ``metrics.jsonl``.
-        status: as in ``STATUS``.
-        code: commit that made it, with a plus if files had been changed; empty when unknown.
+        status: as :func:`~workbench.run_status.status` returns it.
+        code: commit of the code, with a plus if files had uncommitted changes; empty when unknown.
         samples: ``samples/after.jsonl`` and ``samples/before.jsonl``, under ``after`` and ``before``.
     """
 
@@ -52,18 +52,18 @@ class Run:
 
     @property
     def seed(self) -> str:
-        """What tells repetitions of the same settings apart."""
+        """The seed, with that of the rollouts where it is not the default."""
         seed, rollouts = self.settings["seed"], self.settings["rollouts.seed"]
         return seed if rollouts == str(schema.leaves()["rollouts.seed"].default) else f"{seed}, rollouts {rollouts}"
 
     @property
     def finished(self) -> bool:
-        """Whether its last numbers are its result."""
+        """Whether the run has finished, so that its last numbers are its result."""
         return self.status == "finished"
 
     @cached_property
     def final(self) -> dict[str, float]:
-        """The last value of every number."""
+        """The last recorded value of every number."""
         found: dict[str, float] = {}
         for record in self.records:
             found |= {key: float(value) for key, value in record.items() if is_number(value)}
@@ -79,15 +79,15 @@ class Run:
 
 
 def find_runs(words: Sequence[str], *, empty: bool = False) -> list[Place]:
-    """The run folders that are meant by folders, files inside runs, patterns, or the folder of a sweep.
+    """Find run folders by folders, files inside runs, glob patterns, or the folder of a sweep.
 
     A folder stands for all runs at any depth in it and for those that a ``trials`` file in it names.
 
     Args:
-        empty: whether a folder may hold no run (yet).
+        empty: whether a folder or a pattern may match no run (yet).
 
     Raises:
-        CheckpointError: a word leads to no run.
+        CheckpointError: a word matches no run.
     """
     found: dict[Path, Place] = {}
     for word in words:
@@ -106,7 +106,7 @@ def read_run(path: Path, *, live: bool = False) -> Run:
     """Read a run folder.
 
     Args:
-        live: the run may still be writing, so a line that is not whole is skipped.
+        live: the run may still be writing, so incomplete lines are skipped.
 
     Raises:
         CheckpointError: its settings cannot be read.
@@ -134,7 +134,7 @@ def read_run(path: Path, *, live: bool = False) -> Run:
 
 
 def is_number(value: Any) -> bool:
-    """Whether a value out of JSON is a number that can be drawn."""
+    """Tell whether a JSON value is a finite number."""
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
@@ -148,7 +148,7 @@ def _below(path: Path, *, named: bool) -> Iterator[Place]:
         inside = [name for name in folders if _is_run(Path(root) / name)]
         for name in inside:
             yield Place(Path(root) / name, False)
-        # A run holds files of its loggers that look like runs.
+        # Do not descend into runs: their loggers write files that look like runs.
         folders[:] = [name for name in folders if name not in inside]
         for name in sorted(files):
             if name.startswith("trials") and name.endswith((".json", ".jsonl")):
@@ -156,7 +156,7 @@ def _below(path: Path, *, named: bool) -> Iterator[Place]:
 
 
 def _named_in(file: Path) -> Iterator[Path]:
-    """Every run folder that a list of trials mentions, whatever the key."""
+    """Yield every run folder that a file of trials mentions, under any key."""
     text = file.read_text(encoding="utf-8", errors="replace")
     for part in (text, *text.splitlines()):
         try:
@@ -221,7 +221,7 @@ def _text(value: Any) -> str:
 
 @cache
 def default_settings() -> dict[str, str]:
-    """Every setting with its default as runs write it, which is what a run older than a setting would say."""
+    """Return the default of every setting as run folders store it, for runs that predate a setting."""
     return {
         key: _text(yaml.load(yaml.safe_dump(_listed(leaf.default)), Loader=_TEXT))
         for key, leaf in schema.leaves().items()

@@ -1,4 +1,4 @@
-"""Texts side by side: the base's and each group's first answer to the first prompts, coloured by predicted R."""
+"""Samples side by side: the first answers of the base and of each group to the first prompts, with predicted R."""
 
 from __future__ import annotations
 
@@ -14,12 +14,15 @@ _TEXTS = 240
 _LONGEST = 4000
 LEVELS = 11
 END = " ∎"
-"""Stands for the end-of-sequence token, which has an R but no text."""
+"""Mark for the end-of-sequence token, which has an R but no text."""
 
 
 @dataclass
 class Token:
-    """A piece of text and R, the predicted chance that what begins so ends well; ``level`` is R in tenths."""
+    """A token's text and predicted R, the probability that the oracle accepts a text that begins with this prefix.
+
+    ``level`` is R in tenths.
+    """
 
     text: str
     r: float
@@ -31,10 +34,10 @@ class Token:
 
 @dataclass
 class Answer:
-    """One text.
+    """One sampled response.
 
     Attributes:
-        group: place of the group; None for the base.
+        group: index of the group; None for the base.
         tokens: empty where the run did not record R along the text.
     """
 
@@ -47,7 +50,7 @@ class Answer:
 
     @property
     def spoken(self) -> str:
-        """R along the text in words, for those who do not see the colour."""
+        """R along the text in words, for readers who do not see the colour."""
         if not self.tokens:
             return ""
         return (
@@ -56,7 +59,7 @@ class Answer:
 
 
 def side_by_side(groups: Sequence[Group]) -> tuple[list[tuple[str, list[Answer]]], int]:
-    """Prompts with their answers, and how many groups had to be left out to keep the page small."""
+    """Return prompts with their answers, and the number of groups left out to keep the page small."""
     tables = [_first(group.runs[0].samples.get("after", ())) for group in groups]
     before = next(
         (_first(group.runs[0].samples["before"]) for group in groups if group.runs[0].samples.get("before")), {}
@@ -93,7 +96,7 @@ def _answer(place: int | None, label: str, record: Mapping[str, Any]) -> Answer:
 
 
 def _visible(tokens: list[Token]) -> list[Token]:
-    """Without tokens that add no text, such as parts of a character, but with a mark for the end of the text."""
+    """Remove tokens that add no text, such as parts of a character; a last token without text becomes ``END``."""
     shown = [token for token in tokens[:-1] if token.text]
     last = tokens[-1:]
     return shown + [token if token.text else Token(END, token.r) for token in last]

@@ -1,4 +1,4 @@
-"""Intervals over seeds, and tests: paired where two groups answered the same prompts, else over their seeds."""
+"""Intervals over seeds, and permutation tests: paired where two groups share prompts, else over their seeds."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ _RESAMPLES = 9999
 
 
 class Summary(NamedTuple):
-    """One number of one group.
+    """One measure of one group.
 
     Attributes:
-        mean, low, high: mean over seeds with its 95 % interval, NaN where it is unknown.
-        seeds: how many runs have the number.
-        over: what the interval resamples: ``seeds``, or ``prompts`` where there is but one run and it brought one.
+        mean, low, high: mean over seeds with its 95 % interval; the interval is NaN where it is unknown.
+        seeds: number of runs that have the measure.
+        over: unit of resampling of the interval: ``seeds``, or ``prompts`` for a single run's own interval.
     """
 
     mean: float
@@ -32,14 +32,14 @@ class Summary(NamedTuple):
 
 
 class Test(NamedTuple):
-    """Two groups compared on one number.
+    """The comparison of two groups on one measure.
 
     Attributes:
         difference: first minus second with its 95 % interval.
-        p: two-sided, of a permutation test; corrected once several are made.
-        least_p: the smallest that so few units can give, corrected alike.
-        over: ``prompts``, paired: the sign of each prompt's difference is flipped; or ``seeds``, whose runs are dealt
-            out to the two groups anew.
+        p: two-sided p-value of a permutation test; corrected where several tests are made.
+        least_p: smallest p-value that this number of units allows, with the same correction.
+        over: ``prompts``, paired: the permutations flip the sign of each prompt's difference; or ``seeds``: they
+            reassign the runs to the two groups.
         counts: units of the first and of the second group.
     """
 
@@ -51,7 +51,7 @@ class Test(NamedTuple):
 
 
 def summarise(runs: Sequence[Run], key: str) -> Summary | None:
-    """The mean over runs of a number, None where no run has it."""
+    """Compute the mean of a measure over runs, None where no run has it."""
     values = [run.final[key] for run in runs if key in run.final]
     if not values:
         return None
@@ -63,7 +63,7 @@ def summarise(runs: Sequence[Run], key: str) -> Summary | None:
 
 
 def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Test | None:
-    """Test on the prompts that both have; None when there are fewer than two."""
+    """Test on the prompts that both groups share; return None for fewer than two."""
     shared = [prompt for prompt in a if prompt in b]
     if len(shared) < 2:
         return None
@@ -73,7 +73,7 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Test | None:
 
 
 def unpaired(a: Sequence[float], b: Sequence[float]) -> Test | None:
-    """Test on the numbers of two groups' runs; None when a group has but one."""
+    """Test on the runs of two groups; return None when a group has only one."""
     if min(len(a), len(b)) < 2:
         return None
     mean = float(np.mean(a) - np.mean(b))
@@ -88,7 +88,7 @@ def unpaired(a: Sequence[float], b: Sequence[float]) -> Test | None:
 
 
 def compare_groups(a: Sequence[Run], b: Sequence[Run], key: str) -> Test | None:
-    """Two groups on one number: over shared prompts where the samples tell it prompt by prompt, else over seeds."""
+    """Test two groups on one measure: over shared prompts for success, where the samples allow it, else over seeds."""
     if key == "val/success":
         found = paired(_per_prompt(a), _per_prompt(b))
         if found is not None:
@@ -97,7 +97,7 @@ def compare_groups(a: Sequence[Run], b: Sequence[Run], key: str) -> Test | None:
 
 
 def holm(ps: Sequence[float]) -> list[float]:
-    """P-values corrected for being several (Holm, 1979)."""
+    """Correct p-values for multiple tests (Holm, 1979)."""
     order = sorted(range(len(ps)), key=lambda i: ps[i])
     corrected, largest = [0.0] * len(ps), 0.0
     for rank, index in enumerate(order):
@@ -107,7 +107,7 @@ def holm(ps: Sequence[float]) -> list[float]:
 
 
 def _per_prompt(runs: Sequence[Run]) -> dict[str, float]:
-    """Mean over runs of each prompt's success, where all of them have the prompt."""
+    """Average each prompt's success over runs, for the prompts that all of them have."""
     tables = [run.per_prompt for run in runs]
     shared = [prompt for prompt in tables[0] if all(prompt in table for table in tables)]
     return {prompt: sum(table[prompt] for table in tables) / len(tables) for prompt in shared}

@@ -6,12 +6,12 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dinado.evaluation.measures import measure
 from workbench.report.comparison import Comparison, ends
-from workbench.report.measures import measure
 
 
 def print_comparison(console: Console, comparison: Comparison) -> None:
-    """Groups with their numbers, the tests against the best one, the verdict and the notes."""
+    """Print the groups with their numbers, the tests against the best group, the verdict and the notes."""
     measures = comparison.measures
     table = Table(
         title="mean over seeds [95 % interval, bootstrap]; * one seed: interval over prompts", title_justify="left"
@@ -55,5 +55,5 @@ def _tests(comparison: Comparison, key: str) -> Table:
 
 
 def tested_over(over: str, counts: tuple[int, int]) -> str:
-    """What a test was made on, in words."""
+    """Describe the units of a test."""
     return f"{counts[0]} shared prompts" if over == "prompts" else f"{counts[0]} and {counts[1]} seeds"

@@ -1,4 +1,4 @@
-"""The page of runs that are still training, written again whenever one of them has something new."""
+"""The live page of runs that are still training, rewritten whenever a file of one of them changes."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ _FILES = ("metrics.jsonl", "STATUS", "config.yaml", "samples/after.jsonl")
 
 
 class Watched:
-    """Runs read once and again only when one of their files has changed."""
+    """A set of runs, each read again only when one of its files has changed."""
 
     def __init__(self, words: Sequence[str]) -> None:
         self._words = words
         self._read: dict[Path, tuple[tuple[object, ...], Run]] = {}
 
     def news(self) -> list[Run] | None:
-        """All runs if there is anything new about one of them, else None.
+        """Return all runs if any of them has changed, else None.
 
         Raises:
-            CheckpointError: a word leads nowhere, or settings cannot be read.
+            CheckpointError: a word matches nothing, or settings cannot be read.
         """
         places = find_runs(self._words, empty=True)
         changed = len(places) != len(self._read)
@@ -40,11 +40,11 @@ class Watched:
 
 
 def watch(words: Sequence[str], by: str | None, file: Path, seconds: float) -> int:
-    """Keep ``file`` up to date until Ctrl-C; returns the exit code.
+    """Keep ``file`` up to date until Ctrl-C; return the exit code.
 
     Raises:
-        CheckpointError: nothing leads to a run at the start.
-        ConfigError: the runs were not measured alike, or ``by`` is no number that any can have.
+        CheckpointError: a word matches nothing, or settings cannot be read.
+        ConfigError: the runs are not comparable, or none of them has the measure ``by``.
     """
     watched, said = Watched(words), False
     try:
@@ -54,7 +54,7 @@ def watch(words: Sequence[str], by: str | None, file: Path, seconds: float) -> i
                 try:
                     write_page(compare(runs, by), file, seconds)
                 except ConfigError:
-                    # No run may have been evaluated so far; then there is nothing to rank by yet.
+                    # If no run has been evaluated yet, there is nothing to rank by.
                     if by is None or any("val/success" in run.final for run in runs):
                         raise
                     write_page(compare(runs), file, seconds)

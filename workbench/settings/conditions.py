@@ -1,4 +1,4 @@
-"""Why a setting has no effect: functions of the whole configuration, referred to by the metadata of settings.
+"""Conditions under which a setting has no effect: functions of the whole configuration, used by settings' metadata.
 
 Each returns the reason, which completes "ignored, ...", or None where the setting is read.
 """
@@ -50,26 +50,26 @@ def other_method(name: str) -> Unread:
 
 
 def no_steps(config: Any) -> str | None:
-    """Settings of a step-wise norm."""
+    """Tell why settings of a step-wise norm have no effect."""
     if method_of(config).norm_head == "steps":
         return None
     return f"it belongs to {_methods(row.name for row in METHODS.values() if row.norm_head == 'steps')}"
 
 
 def no_base_norm(config: Any) -> str | None:
-    """Settings of a norm head that reads the frozen base."""
+    """Tell why settings of a norm head that reads the frozen base have no effect."""
     return None if norm_reads_base(config) else "no norm head reads the base here"
 
 
 def no_policy_norm(config: Any) -> str | None:
-    """The choice between the base's states and the policy's."""
+    """Tell why the choice between the base's states and the policy's has no effect."""
     if (reason := no_base_norm(config)) is not None:
         return reason
     return None if parameterisation_of(config).policy else "there is no policy, only a network"
 
 
 def bounded(config: Any) -> str | None:
-    """The pull on an R above 1, where R cannot get there."""
+    """Tell why the penalty on an R above 1 has no effect."""
     method, objective = method_of(config), config.objective
     unbounded = method.telescopes or (
         method.norm_head == "steps" and (objective.norm.kind == "mean" or objective.norm.support)
@@ -78,26 +78,26 @@ def bounded(config: Any) -> str | None:
 
 
 def consistent(config: Any) -> str | None:
-    """Forward consistency, where it holds by construction."""
+    """Tell why the weight of forward consistency has no effect: it may hold by construction."""
     if not method_of(config).telescopes:
         return None
     return f"{config.method} is forward-consistent by construction"
 
 
 def no_consistency(config: Any) -> str | None:
-    """How forward consistency is measured, where it has no weight."""
+    """Tell why the measure of forward consistency has no effect."""
     if (reason := consistent(config)) is not None:
         return reason
     return "objective.consistency.weight is 0" if config.objective.consistency.weight == 0 else None
 
 
 def telescopes(config: Any) -> str | None:
-    """The telescoped value as a term besides, where it is the value."""
+    """Tell why a separate term on the telescoped value has no effect."""
     return "its values are the telescoped ones already" if method_of(config).telescopes else None
 
 
 def no_path(config: Any) -> str | None:
-    """The loss of the telescoped value."""
+    """Tell why the loss of the telescoped value has no effect."""
     if method_of(config).telescopes or config.objective.path.weight:
         return None
     names = _methods(row.name for row in METHODS.values() if row.telescopes)
@@ -105,12 +105,12 @@ def no_path(config: Any) -> str | None:
 
 
 def no_lookahead(config: Any) -> str | None:
-    """Settings of the lookahead target."""
+    """Tell why settings of the lookahead target have no effect."""
     return "objective.lookahead.weight is 0" if config.objective.lookahead.weight == 0 else None
 
 
 def one_source(config: Any) -> str | None:
-    """The choice of what is trained on, for a method that has none."""
+    """Tell why the choice of the training rows has no effect."""
     if len(method_of(config).rows) > 1:
         return None
     names = _methods(row.name for row in METHODS.values() if len(row.rows) > 1)
@@ -128,39 +128,40 @@ def untrained(name: str) -> Unread:
 
 
 def no_policy(config: Any) -> str | None:
-    """Settings that belong to a policy."""
+    """Tell why settings of a policy have no effect."""
     return None if parameterisation_of(config).policy else "it belongs to policies, a network is small"
 
 
 def base_never_runs(config: Any) -> str | None:
-    """Where the states of the frozen base are kept."""
+    """Tell why storing the states of the frozen base has no effect."""
     return None if depths_read(config) else "training never runs the frozen base here"
 
 
 def no_root(config: Any) -> str | None:
-    """Where the success rate of a prompt comes from."""
+    """Tell why the source of a prompt's success rate has no effect."""
     method = method_of(config)
     tied = method.norm_head is not None or (method.predicts_r and config.objective.path.weight)
     return None if tied else f"{config.method} has no norm to tie to it"
 
 
 def accepted_only(config: Any) -> str | None:
-    """A share of accepted rollouts in each step."""
+    """Tell why the share of accepted rollouts in each step has no effect."""
     if row_source(config) == "rollouts":
         return None
     return f"method={config.method} sees accepted rollouts only"
 
 
 def no_norm_steps(config: Any) -> str | None:
-    """Steps in which the norm head alone is trained."""
+    """Tell why steps that train the norm head alone have no effect."""
     method = method_of(config)
     if method.norm_head == "steps" and (method.norm_reads == "own" or norm_reads_base(config)):
         return None
-    return "it belongs to dinado_soft, and to dinado_merge where it adapts the base"
+    names = _methods(row.name for row in METHODS.values() if row.norm_head == "steps")
+    return f"it belongs to {names}, where the norm head reads the base or the network"
 
 
 def no_norm_head(config: Any) -> str | None:
-    """Settings of the norm head's training."""
+    """Tell why settings of the norm head's training have no effect."""
     return None if has_norm_head(config) else "there is no norm head"
 
 
@@ -174,40 +175,40 @@ def uniform(what: str) -> Unread:
 
 
 def one_round(config: Any) -> str | None:
-    """Settings of later rounds."""
+    """Tell why settings of later rounds have no effect."""
     return "rollouts.rounds=1 has no later round" if config.rollouts.rounds == 1 else None
 
 
 def even_budget(config: Any) -> str | None:
-    """The cap on an uneven budget."""
+    """Tell why the cap on an uneven budget has no effect."""
     if (reason := one_round(config)) is not None:
         return reason
     return "it belongs to rollouts.budget=needed" if config.rollouts.budget == "even" else None
 
 
 def own_base(config: Any) -> str | None:
-    """Which base, where the task brings its own."""
+    """Tell why the choice of a base has no effect."""
     return f"task.name={config.task.name} brings its own base" if task_of(config).exact else None
 
 
 def base_of_run(config: Any) -> str | None:
-    """How a base is read, where it is an earlier run's."""
+    """Tell why settings of the loading of a base have no effect."""
     if (reason := own_base(config)) is not None:
         return reason
     return "base.run brings its own" if config.base.run is not None else None
 
 
 def temperature_of_run(config: Any) -> str | None:
-    """A temperature of 1, which an earlier run's replaces."""
+    """Tell why a temperature of 1 has no effect: that of an earlier run replaces it."""
     if task_of(config).exact or config.base.run is None or config.base.temperature != 1.0:
         return None
     return "at 1 the temperature of base.run stays; any other value replaces it"
 
 
 def wandb_off(config: Any) -> str | None:
-    """Settings of Weights & Biases.
+    """Tell why settings of Weights & Biases have no effect.
 
-    WANDB_MODE is how whoever starts many runs turns W&B on or off for all of them as they are, so it excuses them.
+    WANDB_MODE, which turns W&B on or off for many runs at once, is no reason to refuse the settings of each run.
     """
     if "WANDB_MODE" in os.environ or wandb_mode(config) not in OFF:
         return None
@@ -217,11 +218,11 @@ def wandb_off(config: Any) -> str | None:
 def wandb_mode(config: Any) -> str:
     """Return the mode of W&B.
 
-    WANDB_MODE in the environment wins over ``logging.wandb``. A W&B agent, which says so by WANDB_SWEEP_ID, waits for
-    the numbers of the run that it starts, so for it `off` means online.
+    WANDB_MODE in the environment overrides ``logging.wandb``. A W&B agent, which sets WANDB_SWEEP_ID, waits for the
+    numbers of its run, so under an agent `off` means online.
 
     Raises:
-        ConfigError: W&B knows no such mode.
+        ConfigError: W&B has no such mode.
     """
     by_agent = bool(os.environ.get("WANDB_SWEEP_ID")) and config.logging.wandb == "off"
     mode = os.environ.get("WANDB_MODE", "online" if by_agent else config.logging.wandb)

@@ -1,4 +1,4 @@
-"""What follows from the settings and is not a setting itself.
+"""Quantities that are derived from the settings.
 
 ``config`` is the whole configuration throughout. It has no type here because the metadata of its own settings refer to
 these functions.
@@ -24,7 +24,7 @@ def task_of(config: Any) -> TaskKind:
 
 
 def allowed_parameters(config: Any) -> tuple[str, ...]:
-    """List what the configured method can train on the base of the configured task.
+    """List the parameterisations that the configured method can train on the base of the configured task.
 
     A base without weights to adapt, the Markov base of the exact world, leaves a network for every method: for a method
     that needs a policy it is a causal network, zero at the start, added to the base's logits.
@@ -73,8 +73,8 @@ def has_norm_head(config: Any) -> bool:
 def norm_reads_base(config: Any) -> bool:
     """Tell whether the norm head reads the states of the frozen base.
 
-    A network's own states know the whole text, so only a root, which is a fact about the prompt, is read from the base
-    beside a network.
+    A network's own states depend on the whole text, so beside a network only a root, which depends on the prompt alone,
+    is read from the base.
     """
     method = method_of(config)
     if not has_norm_head(config) or method.norm_reads != "base":

@@ -1,4 +1,4 @@
-"""YAML files of experiments: finding them, following ``extends``, reading scalars as text."""
+"""YAML files of experiments: location, inheritance by ``extends``, reading of scalars as text."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ EXPERIMENTS = Path(__file__).parents[2] / "experiments"
 
 
 def locate(name: str, beside: Path | None = None) -> Path:
-    """The file of an experiment; a bare name is looked up beside the file that names it, then in experiments/."""
+    """Return the file of an experiment; a bare name is searched beside the file that names it, then in experiments/."""
     if name.endswith((".yaml", ".yml")) or "/" in name:
         if not (path := (beside or Path()) / name).is_file():
             raise ConfigError(f"no experiment file {one_line(path)}")
@@ -31,7 +31,7 @@ def locate(name: str, beside: Path | None = None) -> Path:
 
 
 def lineage(path: Path, below: tuple[Path, ...] = ()) -> dict[Path, dict[str, Any]]:
-    """The file and all it extends, weakest first. A parent reached twice counts where it is reached first."""
+    """Return the file and all that it extends, weakest first; a parent reached twice counts at its first place."""
     path = path.resolve()
     if path in below:
         raise ConfigError(f"{label_of(path)}: extends loops: {' -> '.join(item.stem for item in (*below, path))}")
@@ -51,7 +51,7 @@ def lineage(path: Path, below: tuple[Path, ...] = ()) -> dict[Path, dict[str, An
 
 
 def label_of(path: Path) -> str:
-    """How errors and provenance call a file: by name in experiments/, else by its path."""
+    """Return the label of a file in errors and provenance: its name in experiments/, else its path."""
     path = path.resolve()
     if path.parent == EXPERIMENTS:
         return path.name
@@ -71,7 +71,7 @@ def read(path: Path) -> dict[str, Any]:
 
 
 def flatten(body: dict[str, Any], prefix: str = "") -> list[tuple[str, Any]]:
-    """Nested mappings as dotted keys; an empty section sets nothing."""
+    """Flatten nested mappings to dotted keys; an empty section sets nothing."""
     found: list[tuple[str, Any]] = []
     for name, value in body.items():
         key = f"{prefix}{name}".replace("-", "_")
@@ -93,7 +93,7 @@ def reason(error: yaml.YAMLError) -> str:
 
 
 class TextLoader(yaml.SafeLoader):
-    """Leaves scalars as text, except null, and refuses a key that occurs twice."""
+    """A YAML loader that leaves scalars as text, except null, and refuses a duplicate key."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()

@@ -1,4 +1,4 @@
-"""Declare settings: default, help text, range, readers and role are metadata of the dataclass field."""
+"""Declaration of settings: default, help text, range, readers and role are metadata of the dataclass field."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ Role = Literal["target", "outcome", "seed", "execution"]
 
 
 class Range(NamedTuple):
-    """A test that a value (each item of a list) must pass, and the words of the error."""
+    """A test that a value (each item of a list) must pass, and the message of the error."""
 
     accepts: Callable[[Any], bool]
     message: str
@@ -47,8 +47,8 @@ class About:
     Attributes:
         help: what the setting means.
         range: which values are allowed; None for all of the type.
-        role: what it decides, see :data:`Role`; None takes the section's.
-        agree: what compared runs have in common by it, such as "the oracle"; empty where they may differ; None takes
+        role: the aspect of a run that it decides, see :data:`Role`; None takes the section's.
+        agree: the aspect that compared runs must share, such as "the oracle"; empty where they may differ; None takes
             the section's.
         choices: allowed words, where they come from a table and not from a ``Literal``.
         belongs_to: values of the section's ``name`` that read the setting; empty for all.

@@ -1,4 +1,4 @@
-"""A configuration with the origin of each of its values, and how errors speak of a value."""
+"""A configuration with the origin of each of its values, and the form of a value in error messages."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ from workbench.settings.config import Config
 
 @dataclass
 class Loaded:
-    """A configuration and where each of its values comes from.
+    """A configuration and the origin of each of its values.
 
     Attributes:
         config: the resolved settings.
         provenance: for each dotted key ``default``, a file, or ``command line``.
         experiment: name of the experiment.
-        layers: everything that could set a value, weakest first.
+        layers: all sources of values, weakest first.
     """
 
     config: Config
@@ -27,7 +27,7 @@ class Loaded:
 
 
 def said(loaded: Loaded, key: str) -> str:
-    """Return a setting as it was given, and by whom: the beginning of every error about it."""
+    """Return a setting with its origin and value: the beginning of every error about it."""
     return f"{loaded.provenance[key]}: {key}={text(schema.get(loaded.config, key))}"
 
 

@@ -1,9 +1,9 @@
-"""From an experiment's name and overrides to a checked ``Config``.
+"""Loading of an experiment's name and overrides into a checked ``Config``.
 
-Layers, each over the one before: defaults of the schema, the files that ``extends`` names (left to right, each
-once), the experiment's own file, the command line. What a file says under ``methods: <method>:`` follows its other
-settings when that method is trained. Scalars are read as text and converted by the type of their
-field, so ``off`` is a word where the field is one, ``007`` stays a name and ``1e3`` is a whole number.
+Layers, each over the one before: defaults of the schema, the files that ``extends`` names (left to right, each once),
+the experiment's own file, the command line. Settings under ``methods: <method>:`` in a file follow its other settings
+when that method is trained. Scalars are read as text and converted by the type of their field, so ``off`` is a word
+where the field is one, ``007`` stays a name and ``1e3`` is a whole number.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def load(experiment: str, overrides: Sequence[str] = ()) -> Loaded:
     """Read an experiment, by name or as the path of a YAML file, and apply ``key=value`` overrides.
 
     Raises:
-        ConfigError: on anything wrong, in one line that names the key, its source and the nearest right key.
+        ConfigError: a file or a setting is invalid; one line that names the key, its source and the nearest known key.
     """
     files = [(label_of(path), body) for path, body in lineage(locate(experiment)).items()]
     return _assemble(files, overrides, Path(experiment).stem)
@@ -71,7 +71,7 @@ def from_run_folder(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def shrink(loaded: Loaded) -> None:
-    """Make an experiment very small in place, every stage of it still running once (``--fast-dev-run``)."""
+    """Make an experiment very small in place, so that every stage runs once in little time (``--fast-dev-run``)."""
     config = loaded.config
     processes = config.trainer.devices * config.trainer.num_nodes
     small = {**SMALL, "optim.batch_size": 2 * processes, "optim.rows_per_prompt": 2}
@@ -79,14 +79,14 @@ def shrink(loaded: Loaded) -> None:
     if config.optim.micro_batch is not None:
         small["optim.micro_batch"] = 1
     for key, value in small.items():
-        # 0 means all of the prompts, only a last validation, or no best-of-n row; only the first is large
+        # 0 means all prompts, only the last validation, or no best-of-n row; only the first of these is large.
         if schema.get(config, key) > value or (key.startswith("data.") and schema.get(config, key) == 0):
             schema.put(config, key, value)
             loaded.provenance[key] = FAST_DEV_RUN
 
 
 def experiments() -> dict[str, str]:
-    """Experiments that ship with the project and their descriptions (or what is wrong with the file)."""
+    """Return the experiments that ship with the project and their descriptions, or the error of the file."""
     found = {}
     for path in sorted(EXPERIMENTS.glob("*.yaml")):
         try:
@@ -97,7 +97,7 @@ def experiments() -> dict[str, str]:
 
 
 def render(config: Config) -> Iterator[tuple[str, str]]:
-    """The configuration as lines of YAML, each with the key it sets (empty for the heading of a section)."""
+    """Yield the configuration as lines of YAML, each with the key it sets (empty for the heading of a section)."""
     before: list[str] = []
     for key in schema.leaves():
         *sections, name = key.split(".")
@@ -110,7 +110,7 @@ def render(config: Config) -> Iterator[tuple[str, str]]:
 
 
 def to_yaml(loaded: Loaded, dim: bool = False) -> str:
-    """The configuration as YAML that :func:`load` reads back, the source of every value in a (dimmed) comment."""
+    """Return the configuration as YAML that :func:`load` reads, the source of every value in a (dimmed) comment."""
     before, after = ("\x1b[2m", "\x1b[0m") if dim else ("", "")
     lines = []
     for line, key in render(loaded.config):
@@ -150,7 +150,7 @@ def _with_new_names(body: dict[str, Any]) -> dict[str, Any]:
 
 
 def _by_method(files: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """One layer for the plain settings of each file, and one for those it keeps for the method that is trained."""
+    """Return one layer for the plain settings of each file, and one for those of the trained method in it."""
     blocks = [(label, body.pop("methods", None) or {}) for label, body in files]
     plain = [(label, flatten(body)) for label, body in files]
     method = dict(
@@ -203,7 +203,7 @@ def _assign(tree: Any, key: str, value: Any, where: str) -> None:
 
 
 def _prepare(value: Any, leaf: schema.Leaf) -> Any:
-    """Text as OmegaConf wants it: whole numbers without exponent, and no interpolation inside strings."""
+    """Convert text for OmegaConf: whole numbers without exponent, and no interpolation inside strings."""
     if isinstance(value, list):
         return [_prepare(item, leaf) for item in value]
     if not isinstance(value, str):

@@ -1,4 +1,4 @@
-"""The table of methods: everything that any other place needs to know about one, without importing torch.
+"""The table of methods with all the properties that other modules need, without importing torch.
 
 A method is a LightningModule in a file of its own and a row here. Command line, rules, row sources, the choice of
 parameters, benchmarks and docs read the row; a name that is not in the table is an error everywhere.
@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 RowSource = Literal["rollouts", "accepted", "references"]
-"""What a method trains on: all stored rollouts, those that the oracle accepted, or the task's references."""
+"""Rows that a method trains on: all stored rollouts, those that the oracle accepted, or the task's references."""
 
 
 @dataclass(frozen=True)
 class Method:
-    """One row.
+    """A row of the table of methods.
 
     Attributes:
         name: value of the setting ``method``.
@@ -74,20 +74,6 @@ METHODS: dict[str, Method] = {
             blocks=VALUES,
         ),
         Method(
-            name="dinado_hard",
-            title="DiNADO-Hard",
-            summary="R telescopes from the root, so that forward consistency holds by construction",
-            module="lightning_modules.dinado_hard:DinadoHard",
-            log_r="`log R(c) + sum_{j<=i} log(q_j / p_j)`",
-            source="named by Lu et al., ICML 2024; the equation is our reconstruction",
-            network=True,
-            policy=True,
-            blocks=(*VALUES, "norm"),
-            norm_head="root",
-            norm_reads="base",
-            telescopes=True,
-        ),
-        Method(
             name="dinado_soft",
             title="DiNADO-Soft",
             summary="ratios from an oracle network, their step-wise norm from a head on its states",
@@ -112,6 +98,20 @@ METHODS: dict[str, Method] = {
             norm_reads="base",
         ),
         Method(
+            name="dinado_hard",
+            title="DiNADO-Hard",
+            summary="R telescopes from the root, so that forward consistency holds by construction",
+            module="lightning_modules.dinado_hard:DinadoHard",
+            log_r="`log R(c) + sum_{j<=i} log(q_j / p_j)`",
+            source="named by Lu et al., ICML 2024; the equation is our reconstruction",
+            network=True,
+            policy=True,
+            blocks=(*VALUES, "norm"),
+            norm_head="root",
+            norm_reads="base",
+            telescopes=True,
+        ),
+        Method(
             name="sft",
             title="SFT",
             summary="maximum likelihood on accepted rollouts, or on references",
@@ -124,3 +124,6 @@ METHODS: dict[str, Method] = {
         ),
     )
 }
+
+PREDICT_R = tuple(row.name for row in METHODS.values() if row.predicts_r)
+"""Methods that learn R: those that the studies compare."""

@@ -16,7 +16,7 @@ TASK = "task"
 
 @dataclass(frozen=True)
 class OracleKind:
-    """One row.
+    """A row of the table of oracles.
 
     Attributes:
         name: value of the setting ``oracle.name``.

@@ -1,4 +1,4 @@
-"""The table of parameterisations: what can be trained, with the settings of each, without importing torch.
+"""The table of parameterisations, the sets of weights that can be trained, with their settings and without torch.
 
 A parameterisation is a class in a file of its own (dinado/parameters/) and a row here. Any method that defines a policy
 can train any row that is one.
@@ -45,7 +45,7 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class Parameterisation:
-    """One row.
+    """A row of the table of parameterisations.
 
     Attributes:
         name: value of the setting ``parameters``, and name of the section with its settings.

@@ -1,4 +1,4 @@
-"""Rules about rollouts: what is drawn, in how many rounds, and weights that fit."""
+"""Rules about rollouts: the proposal, the number of rounds, and weights that fit them."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from workbench.settings.loaded import Loaded, said
 
 
 def proposal(loaded: Loaded) -> Iterator[str]:
-    """Weights have to make up for whatever the rollouts were drawn from."""
+    """Require weights that correct for the proposal of the rollouts."""
     rollouts, targets = loaded.config.rollouts, loaded.config.targets
     if rollouts.source == "beam":
         yield from _beam(loaded)
@@ -31,7 +31,7 @@ def proposal(loaded: Loaded) -> Iterator[str]:
 
 
 def _beam(loaded: Loaded) -> Iterator[str]:
-    """A search has no density to weigh by, and takes the base as it is."""
+    """Require the likelihood weights and the plain base for beam search, which has no density to weigh by."""
     rollouts, targets = loaded.config.rollouts, loaded.config.targets
     if targets.weights != "likelihood":
         yield f"{said(loaded, 'rollouts.source')}: a search draws nothing, so set targets.weights=likelihood"

@@ -1,7 +1,7 @@
 """Rules across settings: ranges, combinations, and settings that would be ignored.
 
-A setting that would be ignored is an error. Whether one is depends on others (a key of ``task`` on ``task.name``,
-``network`` on what is trained), and only the user who set both can have meant both:
+A setting that would be ignored is an error, unless it was inherited. Whether it is ignored depends on other settings (a
+key of ``task`` on ``task.name``, ``network`` on what is trained), which may come from another file:
 
 * keys of ``task`` and ``oracle`` that belong to another choice are errors when they come from the same layer as
   the choice or a stronger one; inherited from a weaker layer they return to their default;
@@ -31,7 +31,7 @@ ARTIFACTS = ("checkpoints", "rollouts")
 
 
 def check(loaded: Loaded) -> None:
-    """Raise a :class:`ConfigError` for the first rule that is broken; reset inherited settings of other tasks."""
+    """Raise a :class:`ConfigError` for the first broken rule; reset inherited settings of other tasks and oracles."""
     rules: tuple[Callable[[Loaded], Iterator[str]], ...] = (
         _ranges,
         _ignored_choices,
@@ -82,7 +82,7 @@ def _parameters(loaded: Loaded) -> Iterator[str]:
     config = loaded.config
     trainable = allowed_parameters(config)
     if resolved_parameters(config) not in trainable and weaker(loaded, "parameters", "method", "task.name"):
-        # A file chose it for its own method; the command line asks for another.
+        # A file chose it for its own method, and a stronger layer chose another method or task.
         config.parameters = "auto"
     if resolved_parameters(config) not in trainable:
         task = task_of(config)
@@ -141,7 +141,7 @@ def _batch(loaded: Loaded) -> Iterator[str]:
 
 
 def _shards(loaded: Loaded) -> Iterator[str]:
-    """Refuse what cannot be combined with a sharded base."""
+    """Refuse settings that cannot be combined with a sharded base."""
     config = loaded.config
     if not config.trainer.shard_base:
         return

@@ -1,4 +1,4 @@
-"""The settings of the sections ``optim``, ``trainer``, ``eval`` and ``logging``: how a run is executed and measured."""
+"""The settings of the sections ``optim``, ``trainer``, ``eval`` and ``logging``: execution and measurement of a run."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Literal
 
 from workbench.settings import conditions as when
 from workbench.settings.fields import BELOW_ONE, FRACTION, NOT_NEGATIVE, POSITIVE, setting
-from workbench.settings.optimisers import OPTIMISERS
+from workbench.settings.optimiser_table import OPTIMISERS
 
 MEASURED = "the evaluation"
 

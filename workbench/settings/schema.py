@@ -54,12 +54,12 @@ class Leaf:
 
     @property
     def role(self) -> Role:
-        """What it decides, by itself or by its section."""
+        """The role of the setting, its own or that of its section."""
         return next((about.role for about in (self.about, *self.sections) if about.role), "outcome")
 
     @property
     def agree(self) -> str:
-        """What compared runs must have in common by it; empty where they may differ."""
+        """The aspect that compared runs must share; empty where they may differ."""
         return next((about.agree for about in (self.about, *self.sections) if about.agree is not None), "")
 
     @property
@@ -98,6 +98,15 @@ def put(config: Config, key: str, value: Any) -> None:
     """Set a dotted key."""
     section, _, name = key.rpartition(".")
     setattr(get(config, section) if section else config, name, value)
+
+
+def departures(config: Config) -> dict[str, Any]:
+    """Return the settings that differ from their defaults, each by the first name it had.
+
+    What is derived from them, such as the name of a trial, then changes neither with a new setting nor with a new name.
+    """
+    found = {leaf.about.was or key: (get(config, key), leaf.default) for key, leaf in leaves().items()}
+    return {key: value for key, (value, default) in found.items() if value != default}
 
 
 def nearest(key: str, extra: tuple[str, ...] = ()) -> str:

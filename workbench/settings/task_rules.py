@@ -12,7 +12,7 @@ from workbench.settings.oracles import ORACLES, TASK
 
 
 def horizon(loaded: Loaded) -> Iterator[str]:
-    """In an exact world a response that reaches `task.length` is complete: sampling must end there and judge it."""
+    """Set the budget of an exact world: a response of `task.length` is complete, so it ends and is judged there."""
     if not task_of(loaded.config).exact:
         return
     for key, value in (("rollouts.max_new_tokens", loaded.config.task.length), ("rollouts.truncated", "score")):
@@ -22,7 +22,7 @@ def horizon(loaded: Loaded) -> Iterator[str]:
 
 
 def task(loaded: Loaded) -> Iterator[str]:
-    """Each task's own requirements."""
+    """Check the requirements of the task."""
     task = loaded.config.task
     if task_of(loaded.config).exact:
         for key in ("required", "avoided", "ends_with"):
@@ -41,7 +41,7 @@ def task(loaded: Loaded) -> Iterator[str]:
 
 
 def oracle(loaded: Loaded) -> Iterator[str]:
-    """Each oracle's own requirements."""
+    """Check the requirements of the oracle."""
     oracle, task = loaded.config.oracle, loaded.config.task.name
     if task_of(loaded.config).exact and oracle.name != TASK:
         yield f"{said(loaded, 'oracle.name')}: task.name={task} is exact for its own oracle only; use oracle.name=task"

@@ -12,7 +12,7 @@ from workbench.settings.fields import FINITE, NOT_NEGATIVE, POSITIVE, SEED, VOCA
 
 @dataclass(frozen=True)
 class TaskKind:
-    """One row.
+    """A row of the table of tasks.
 
     Attributes:
         name: value of the setting ``task.name``.
@@ -94,7 +94,7 @@ class TaskConfig:
         """File of prompts, one JSON object a line; or, for commongen, the folder with train.jsonl and dev.jsonl, where
         null looks in `data.root`.""",
         belongs_to=("jsonl", "commongen"),
-        agree="",  # where a file lies says nothing about what is in it
+        agree="",  # the path of a file does not determine its content
     )
     val_path: str | None = setting(
         None,

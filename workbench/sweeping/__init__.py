@@ -1,1 +1,1 @@
-"""Sweeps on this machine, from files in W&B's own format: what is tried, how it runs, and what came of it."""
+"""Sweeps on this machine, from files in W&B's format: the search space, the trials and their execution, the ranking."""

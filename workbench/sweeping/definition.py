@@ -1,4 +1,4 @@
-"""A sweep file, read and checked: the format is W&B's, so that ``wandb sweep`` takes the same file."""
+"""Reading and checking of a sweep file, in the format of W&B, so that ``wandb sweep`` takes the same file."""
 
 from __future__ import annotations
 
@@ -22,26 +22,26 @@ SWEEPS = EXPERIMENTS / "sweeps"
 METHODS = ("grid", "random", "bayes")
 KEYS = "program command method metric parameters early_terminate run_cap name description"
 ONLINE = "project entity apiVersion kind controller"
-"""What W&B alone reads: where its record goes."""
+"""Keys that only W&B reads."""
 ARGS = ("${args}", "${args_no_hyphens}")
 COMMAND = '["${env}", "${interpreter}", "${program}", "quickstart", "${args}"]'
 
 
 @dataclass(frozen=True)
 class Definition:
-    """What a sweep file says.
+    """The content of a sweep file.
 
     Attributes:
         path: the file.
-        label: how errors call it.
+        label: its name in error messages.
         method: ``grid``, ``random`` or ``bayes``.
-        metric: name of the number that trials are ranked by.
+        metric: name of the number that ranks the trials.
         maximise: whether more of it is better.
-        parameters: what is swept.
-        experiment: the experiment that every trial is a run of.
+        parameters: the swept settings.
+        experiment: the experiment of every trial.
         fixed: settings of the command, the same for every trial.
-        run_cap: most trials, None for no bound.
-        hyperband: when to give a trial up, None for never.
+        run_cap: maximum number of trials, None for no bound.
+        hyperband: rule of early stopping, None for none.
         description: one line.
     """
 
@@ -59,12 +59,12 @@ class Definition:
 
     @property
     def name(self) -> str:
-        """Name of the file, in letters that folders and W&B take."""
+        """Name of the file, reduced to characters that folders and W&B accept."""
         return re.sub(r"[^\w.-]+", "-", self.path.stem)
 
 
 def shipped() -> dict[str, str]:
-    """Sweeps that ship with the project and their descriptions."""
+    """Return the sweeps that ship with the project and their descriptions."""
     return {path.stem: read(str(path)).description for path in sorted(SWEEPS.glob("*.yaml"))}
 
 
@@ -72,7 +72,7 @@ def read(name: str) -> Definition:
     """Read a sweep file, by path or, for one that ships with the project, by name.
 
     Raises:
-        ConfigError: there is none, or it is not a sweep of ``train.py``; one line that names the file and the place.
+        ConfigError: there is no such file, or it is not a sweep of ``train.py``; one line that names file and place.
     """
     path = _locate(name)
     label = path.name if path.resolve().parent == SWEEPS else label_of(path)
@@ -130,7 +130,7 @@ def _load(path: Path) -> dict[str, Any]:
 
 
 class _Loader(yaml.SafeLoader):
-    """What W&B reads a sweep with, except that a key which occurs twice is a mistake."""
+    """The YAML loader that W&B uses for sweeps, except that a duplicate key is an error."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         names = [key.value for key, _ in node.value]
@@ -141,7 +141,7 @@ class _Loader(yaml.SafeLoader):
 
 
 def _command(body: Mapping[str, Any]) -> tuple[str, tuple[str, ...]]:
-    """The experiment and the settings that the command of every trial names."""
+    """Return the experiment and the fixed settings from the command of the sweep."""
     program, command = body.get("program"), body.get("command")
     if not isinstance(program, str) or Path(program).name != "train.py":
         raise ConfigError(f"program={one_line(program)}: a trial is a run of train.py")
@@ -179,7 +179,7 @@ def _metric(body: Any) -> tuple[str, bool]:
 
 
 def _misfits(found: tuple[Parameter, ...], method: str, fixed: tuple[str, ...]) -> Iterator[str]:
-    """Names that are no settings, and what the method cannot do."""
+    """Yield errors: names that are no settings, and parameters that the method cannot sweep."""
     known = schema.leaves()
     keys = [parameter.key.replace("-", "_") for parameter in found]
     for key in keys:

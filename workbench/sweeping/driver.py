@@ -1,4 +1,4 @@
-"""Runs the trials of a sweep, several at a time, each in a process of its own."""
+"""The execution of a sweep's trials, several at a time, each in its own process."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from types import FrameType
 from dinado.errors import Stopped
 from workbench import sweeping
 from workbench.processes import PARENT
-from workbench.run_folder import status
+from workbench.run_status import status
 from workbench.sweeping.definition import Definition
 from workbench.sweeping.study import Source
 from workbench.sweeping.sweep_folder import (
@@ -36,12 +36,12 @@ from workbench.sweeping.view import Progress, View
 TRAIN = Path(str(sweeping.__file__)).parents[2] / "train.py"
 POLL_SECONDS = 0.2
 PATIENCE_SECONDS = 120.0
-"""How long a trial may take to end once it has been asked to."""
+"""Seconds that a trial may take to end once it has been asked to stop."""
 
 
 @dataclass
 class _Running:
-    """A trial and its process."""
+    """A running trial and its process."""
 
     trial: Trial
     process: subprocess.Popen[bytes]
@@ -51,25 +51,25 @@ class _Running:
     given_up: float | None = None
 
     def signal(self, number: int) -> None:
-        """Send a signal to its first process, which ends the others."""
+        """Send a signal to the trial's first process, which ends the others."""
         with suppress(ProcessLookupError):
             self.process.send_signal(number)
 
     def kill(self) -> None:
-        """End all of its processes at once."""
+        """Kill all processes of the trial."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
 class Driver:
-    """Takes trials from a source until there are no more.
+    """A driver that runs the trials of a source until none is left.
 
     Args:
         definition: the sweep.
-        source: gives the trials.
-        folder: the sweep's record.
-        jobs: trials at once.
-        view: shows what happens.
+        source: source of the trials.
+        folder: record of the sweep.
+        jobs: number of trials that run at once.
+        view: display of the progress.
     """
 
     def __init__(self, definition: Definition, source: Source, folder: SweepFolder, jobs: int, view: View) -> None:
@@ -85,10 +85,10 @@ class Driver:
         self._histories: dict[str, list[float]] = {}
 
     def run(self) -> dict[str, Outcome]:
-        """Run what is left to do and return what every trial has come to, by its id.
+        """Run the trials that are not finished and return the outcome of every trial, by its id.
 
         Raises:
-            KeyboardInterrupt: it was asked to stop; all trials have ended by then, and go on at the next start.
+            KeyboardInterrupt: the sweep was asked to stop; all trials have ended by then and resume at the next start.
         """
         with _scheduler_stops(), self.view:
             try:
@@ -99,12 +99,12 @@ class Driver:
                 self._stop(signal.SIGTERM if isinstance(stop, Stopped) else signal.SIGINT)
                 raise
             finally:
-                for running in self._running:  # an error of our own leaves nothing behind either
+                for running in self._running:  # leave no process behind after a bug either
                     running.kill()
         return self.outcomes
 
     def _fill(self) -> bool:
-        """Start trials while there is room; whether one was taken."""
+        """Start trials while fewer than ``jobs`` run; tell whether the source gave one."""
         taken = False
         while len(self._running) < self.jobs and (trial := self.source.ask()) is not None:
             self._begin(trial)
@@ -115,7 +115,7 @@ class Driver:
         return taken
 
     def _begin(self, trial: Trial) -> None:
-        """Start a trial, unless it is over or somebody else is at it."""
+        """Start a trial, unless it has ended or another sweep runs it."""
         lock = self.folder.lock(trial)
         if lock is None:
             if self.outcomes.get(trial.id) != Outcome(ELSEWHERE):
@@ -133,21 +133,21 @@ class Driver:
                 outcome.status,
                 self.folder.metric,
             )
-            if not written:  # it ended after the sweep that had started it, or is ranked by another number now
+            if not written:  # the trial outlived the sweep that started it, or the metric has changed
                 self.folder.write(trial, outcome)
             self._settle(trial, outcome, known=True)
         else:
             self._start(trial, lock)
 
     def _start(self, trial: Trial, lock: int) -> None:
-        """Start its process, which goes on from where an earlier one was."""
+        """Start the trial's process, which resumes the run of an earlier one."""
         resume = (trial.run / "config.yaml").is_file()
         words = ["--resume", str(trial.run)] if resume else list(trial.words)
         command = [sys.executable, str(TRAIN), *words, "--trainer.progress=false", "--json"]
         with self.folder.log(trial).open("ab") as log:
             log.write(f"$ {' '.join(command)}\n".encode())
             log.flush()
-            # A session of its own: Ctrl-C in the terminal would reach it twice, which stops without saving.
+            # In a new session, because Ctrl-C in the terminal would reach the trial twice and stop it without saving.
             process = subprocess.Popen(
                 command,
                 stdin=subprocess.DEVNULL,
@@ -168,11 +168,11 @@ class Driver:
             "OMP_NUM_THREADS": str(max(1, cores // self.jobs)),
             "WANDB_RUN_GROUP": self.definition.name,
         }
-        # The id is known before the trial starts, so that its folder is, too; without us the trial ends itself.
+        # WANDB_RUN_ID fixes the run folder in advance. PARENT lets the trial end itself if this process dies.
         return defaults | os.environ | {"WANDB_RUN_ID": trial.run.name, PARENT: str(os.getpid())}
 
     def _look(self) -> None:
-        """Take note of trials that have ended, read new numbers, give up those that fall behind."""
+        """Settle trials that have ended, read new metrics, stop trials that Hyperband gives up."""
         for running in list(self._running):
             code = running.process.poll()
             self._read(running)
@@ -194,7 +194,7 @@ class Driver:
         self.view.show([self._progress(running) for running in self._running])
 
     def _read(self, running: _Running) -> None:
-        """New numbers of a trial; the file is read again only when it has grown."""
+        """Read new metrics of a trial, if the size of the file has changed."""
         try:
             size = (running.trial.run / "metrics.jsonl").stat().st_size
         except OSError:
@@ -204,7 +204,7 @@ class Driver:
             self._histories[running.trial.id] = self.folder.history(running.trial)
 
     def _ended(self, running: _Running, code: int) -> Outcome:
-        """What a process that has ended leaves behind."""
+        """Return the outcome of a trial whose process has ended."""
         trial = running.trial
         if status(trial.run) == FINISHED:
             return self.folder.outcome(trial)
@@ -216,7 +216,7 @@ class Driver:
         return Outcome(FAILED, self._last(trial), (how, *self.folder.last_lines(trial)))
 
     def _settle(self, trial: Trial, outcome: Outcome, known: bool = False) -> None:
-        """A trial is over."""
+        """Record the outcome of a trial that has ended."""
         if not known:
             self._note(trial, outcome)
         self.outcomes[trial.id] = outcome
@@ -236,7 +236,7 @@ class Driver:
         return Progress(running.trial, word, time.monotonic() - running.started, self._last(running.trial))
 
     def _stop(self, number: int) -> None:
-        """Ask all trials to stop, and wait until they have saved what they have; a second Ctrl-C kills them."""
+        """Ask all trials to stop, and wait until they have saved; a second Ctrl-C kills them."""
         if self._running:
             self.view.note(f"stopping {len(self._running)} trials after their step (Ctrl-C again stops at once)")
         for running in self._running:
@@ -257,7 +257,7 @@ class Driver:
 
 @contextmanager
 def _scheduler_stops() -> Iterator[None]:
-    """A scheduler's warning ends the sweep as Ctrl-C does, with the exit code that says it may go on."""
+    """Raise :class:`Stopped` on a scheduler's SIGTERM or SIGUSR1: the sweep ends as by Ctrl-C, with exit code 75."""
 
     def stop(number: int, frame: FrameType | None) -> None:
         raise Stopped(signal.Signals(number).name)

@@ -1,4 +1,4 @@
-"""Giving up trials that fall behind, by the rule that W&B applies (Li et al., 2018, as in W&B's own controller)."""
+"""Early stopping of trials by W&B's rule (Hyperband, Li et al., 2018, as in W&B's own controller)."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ K = TypeVar("K", bound=Hashable)
 
 @dataclass(frozen=True)
 class Hyperband:
-    """When a trial is compared, and with what share of all it has to keep up.
+    """The rule of early stopping: the iterations (bands) at which trials are compared, and the share that goes on.
 
-    An iteration is one report of the metric. Once a trial has passed a band, its best value so far has to be among the
+    An iteration is one report of the metric. Once a trial has passed a band, its best value so far must be among the
     best ``1 / eta`` of the values that all trials had there.
 
     Attributes:
-        eta: both that share's inverse and the factor between bands.
+        eta: inverse of that share, and factor between bands.
         min_iter: the first band, or None.
-        max_iter: where bands are counted down from, or None.
-        s: how many bands there are below ``max_iter``.
+        max_iter: the iteration from which the bands are divided down, or None.
+        s: number of bands below ``max_iter``.
     """
 
     eta: float = 3.0
@@ -37,7 +37,7 @@ class Hyperband:
         """Read ``early_terminate`` of a sweep file.
 
         Raises:
-            ConfigError: it is another method, or its bands are none.
+            ConfigError: the method is not Hyperband, a value is invalid, or the values give no band.
         """
         where = "early_terminate"
         if not isinstance(body, Mapping) or body.get("type") != "hyperband":
@@ -58,7 +58,7 @@ class Hyperband:
         return found
 
     def bands(self, longest: int) -> Iterator[int]:
-        """Iterations below ``longest`` at which trials are compared."""
+        """Yield the iterations below ``longest`` at which trials are compared."""
         if self.max_iter is not None:
             found = [int(self.max_iter / self.eta**power) for power in range(self.s, 0, -1)]
             yield from (band for band in found if 1 <= band < longest)
@@ -69,11 +69,11 @@ class Hyperband:
             band *= self.eta
 
     def to_give_up(self, running: Iterable[K], histories: Mapping[K, Sequence[float]], maximise: bool) -> set[K]:
-        """Which running trials to stop.
+        """Return the running trials to stop.
 
         Args:
             running: trials that may be stopped.
-            histories: what every trial has reported so far, running or not.
+            histories: values that every trial has reported so far, running or not.
             maximise: whether more is better.
         """
         sign = -1.0 if maximise else 1.0

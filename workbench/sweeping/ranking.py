@@ -1,4 +1,4 @@
-"""Which settings are best: trials that differ in their seeds alone are one row."""
+"""The ranking of swept settings; trials that differ in their seeds alone share a row."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ SEEDS = tuple(
         key=lambda k: -schema.leaves()[k].about.repeats,
     )
 )
-"""Settings that repeat an experiment instead of changing it, the most far-reaching first."""
+"""Seeds: settings that repeat an experiment instead of changing it, the one that redraws most of a run first."""
 
 
 @dataclass(frozen=True)
 class Ranked:
-    """A row of the table.
+    """A row of the ranking.
 
     Attributes:
-        settings: what is swept, seeds aside.
-        mean: of the metric over seeds; NaN where no trial has finished.
-        low: lower end of its 95 % interval; NaN where one seed cannot tell.
+        settings: the swept settings without seeds.
+        mean: mean of the metric over seeds; NaN where no trial has finished.
+        low: lower end of its 95 % interval; NaN for fewer than two seeds.
         high: upper end.
-        finished: trials that count.
-        trials: trials there are.
-        stopped: those that were given up early.
+        finished: number of finished trials.
+        trials: number of all trials.
+        stopped: number of trials that were stopped early.
     """
 
     settings: dict[str, Any]
@@ -48,12 +48,12 @@ class Ranked:
 
     @property
     def complete(self) -> bool:
-        """Whether all of its trials count."""
+        """Whether all of its trials have finished."""
         return self.finished == self.trials
 
 
 def rank(trials: Sequence[Trial], outcomes: Mapping[str, Outcome], maximise: bool) -> list[Ranked]:
-    """Rows from best to worst; those that lack a trial come after all others, for what is missing may be the worst."""
+    """Return rows from best to worst; incomplete rows come last, because the missing trial may be the worst."""
     groups: dict[tuple[Any, ...], list[Trial]] = {}
     for trial in trials:
         groups.setdefault(tuple(repr(value) for value in _unseeded(trial).values()), []).append(trial)
@@ -69,13 +69,13 @@ def rank(trials: Sequence[Trial], outcomes: Mapping[str, Outcome], maximise: boo
 
 
 def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and 95 % interval by Student's t: a bootstrap of a handful of seeds never leaves their range."""
+    """Compute the mean and its 95 % interval by Student's t; a bootstrap of few seeds never leaves their range."""
     if not values:
         return math.nan, math.nan, math.nan
     mean = math.fsum(values) / len(values)
     if len(values) == 1:
         return mean, math.nan, math.nan
-    from scipy import stats  # most of a second that the checks before the first trial need not wait for
+    from scipy import stats  # this import takes most of a second, and the checks do not need it
 
     spread = math.sqrt(math.fsum((value - mean) ** 2 for value in values) / (len(values) - 1))
     half = float(stats.t.ppf(0.975, len(values) - 1)) * spread / math.sqrt(len(values))
@@ -83,12 +83,12 @@ def over_seeds(values: Sequence[float]) -> tuple[float, float, float]:
 
 
 def best_of_each(rows: Sequence[Ranked], key: str) -> list[Ranked]:
-    """The first row for every value of a setting."""
+    """Return the first row of every value of a setting."""
     return list({repr(row.settings[key]): row for row in reversed(rows)}.values())[::-1]
 
 
 def table(rows: Sequence[Ranked], metric: str, title: str) -> Table:
-    """The ranking for a terminal, without settings that are the same in all rows."""
+    """Build the table of the ranking for a terminal, without settings that are the same in all rows."""
     keys = [key for key in rows[0].settings if len({repr(row.settings[key]) for row in rows}) > 1]
     found = Table(title=title, title_justify="left")
     for name in ("", *keys, metric, "95 % interval", "trials"):
@@ -99,14 +99,14 @@ def table(rows: Sequence[Ranked], metric: str, title: str) -> Table:
         counts = str(row.trials) if row.complete else f"{row.finished} of {row.trials}"
         counts += f", {row.stopped} stopped early" if row.stopped else ""
         mean = f"{row.mean:.4g}" if known else "-"
-        # Brackets of an interval are no markup.
+        # Escape the brackets of an interval, which Rich would read as markup.
         cells = [str(place) if known else "-", *(str(row.settings[key]) for key in keys), mean, interval, counts]
         found.add_row(*(cell.replace("[", "\\[") for cell in cells))
     return found
 
 
 def records(rows: Sequence[Ranked]) -> list[dict[str, Any]]:
-    """The ranking as plain records."""
+    """Return the ranking as plain records."""
     return [
         {
             "rank": place if not math.isnan(row.mean) else None,
@@ -123,7 +123,7 @@ def records(rows: Sequence[Ranked]) -> list[dict[str, Any]]:
 
 
 def write_csv(rows: Sequence[Ranked], path: Path) -> None:
-    """The ranking as a CSV file; what is unknown is empty."""
+    """Write the ranking as a CSV file; unknown values are empty."""
     found = records(rows)
     with path.open("w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, found[0].keys())
@@ -138,7 +138,7 @@ def _unseeded(trial: Trial) -> dict[str, Any]:
 
 
 def _independent(values: Sequence[tuple[Trial, float]]) -> list[float]:
-    """One number for each value of the most far-reaching seed that varies: runs of one world are not independent."""
+    """Average the values that share the outermost varying seed: runs of one world are not independent."""
     for key in SEEDS:
         groups: dict[Any, list[float]] = {}
         for trial, value in values:

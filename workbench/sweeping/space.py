@@ -1,7 +1,7 @@
-"""One swept setting: its values or its distribution, in W&B's words.
+"""A swept setting: its values or its distribution, with W&B's names.
 
-Every distribution is its quantile function, the one that W&B draws by. A draw is then a number in [0, 1], which is
-all that the random search and Optuna have to choose.
+Every distribution is represented by its quantile function, as in W&B. Random search and Optuna draw a number in
+[0, 1], and the quantile function maps it to a value.
 """
 
 from __future__ import annotations
@@ -26,22 +26,22 @@ QUANTILES: dict[str, tuple[tuple[str, str], Callable[[float, float, float], floa
 }
 DISTRIBUTIONS = (*FINITE, "int_uniform", *QUANTILES, *(f"q_{name}" for name in QUANTILES))
 TAIL = 1e-3
-"""Where a distribution without bounds is taken to end when its ends are checked."""
+"""Quantile at which the check of the ends cuts off a distribution without bounds."""
 DIGITS = 6
-"""Significant digits of a draw: enough to be exact about, few enough to read and to type."""
+"""Significant digits of a draw: precise enough, and short enough to read and to type."""
 
 
 @dataclass(frozen=True)
 class Parameter:
-    """A setting and what it may be.
+    """A swept setting and its distribution.
 
     Attributes:
         key: dotted name of the setting.
         distribution: one of :data:`DISTRIBUTIONS`.
-        values: the choices of a finite one, empty for a range.
-        probabilities: of the choices, where they are not equal.
-        bounds: two numbers of a range, the ends or, for the normal ones, mean and standard deviation.
-        step: multiple that a ``q_`` distribution rounds to.
+        values: the choices of a finite distribution, empty for a range.
+        probabilities: probabilities of the choices, empty where they are equal.
+        bounds: minimum and maximum, or mean and standard deviation of a normal distribution.
+        step: a ``q_`` distribution rounds to multiples of this.
     """
 
     key: str
@@ -52,7 +52,7 @@ class Parameter:
     step: float = field(default=1)
 
     def at(self, u: float) -> Any:
-        """The value below which a share ``u`` in (0, 1) of all draws lies, as W&B computes it."""
+        """Return the ``u``-quantile for ``u`` in (0, 1), as W&B computes it."""
         if self.probabilities:
             total = 0.0
             for value, share in zip(self.values, self.probabilities, strict=True):
@@ -73,10 +73,12 @@ class Parameter:
         return float(f"{value:.{DIGITS}g}")
 
     def grid(self) -> tuple[Any, ...]:
-        """All values of a finite one; whole and stepped ranges are finite too, the latter without their end as in W&B.
+        """Return all values of a finite parameter; ``int_uniform`` and ``q_uniform`` are finite too.
+
+        The values of ``q_uniform`` exclude its upper end, as in W&B.
 
         Raises:
-            ConfigError: it has no end of values.
+            ConfigError: the number of values is infinite.
         """
         if self.values and not self.probabilities:
             return self.values
@@ -89,7 +91,7 @@ class Parameter:
         raise ConfigError(f"{self.key}: method=grid takes value, values, int_uniform or q_uniform")
 
     def samples(self) -> tuple[Any, ...]:
-        """What stands for all of it in a check: every value, or the ends of a range and something between."""
+        """Return representative values for a check: every choice, or the ends of a range and a value between them."""
         if self.values:
             return self.values
         bounded = self.distribution == "int_uniform" or QUANTILES[self.distribution.removeprefix("q_")][0] == RANGE
@@ -101,7 +103,7 @@ def parameters(body: Any) -> tuple[Parameter, ...]:
     """Read the ``parameters`` of a sweep.
 
     Raises:
-        ConfigError: one of them says nothing, too much, or something impossible.
+        ConfigError: a parameter is empty, has keys that do not belong to its distribution, or has invalid values.
     """
     if not isinstance(body, Mapping) or not body:
         raise ConfigError("parameters: name at least one setting with its values or its range")
@@ -144,7 +146,7 @@ def _distribution(key: str, spec: Mapping[str, Any]) -> str:
 
 
 def _misfits(name: str, spec: Mapping[str, Any]) -> Iterator[str]:
-    """What is wrong with a parameter of this distribution."""
+    """Yield the errors of a parameter of this distribution."""
     needed: set[str] = set()
     optional: set[str] = set()
     if name in FINITE:

@@ -1,4 +1,4 @@
-"""Where the next trial comes from: a list (grid, random), or Optuna's sampler, which learns from those before."""
+"""Sources of trials: a list (grid, random), or Optuna's sampler, which learns from earlier trials."""
 
 from __future__ import annotations
 
@@ -15,53 +15,54 @@ from workbench.sweeping.trials import Maker, Trial, check_ends
 
 
 class Source(Protocol):
-    """Gives trials one by one and hears what came of them."""
+    """The interface of a source: it gives trials one by one and receives their outcomes."""
 
     def ask(self) -> Trial | None:
-        """The next trial, None when there is no other for now."""
+        """Return the next trial, None when there is none at present."""
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
-        """What a trial has come to."""
+        """Receive the outcome of a trial."""
 
     def all(self) -> list[Trial]:
-        """Every trial so far, and those of a list that are to come."""
+        """Return every trial so far, and the coming trials of a list."""
 
 
 class Listed:
-    """Trials that are known beforehand."""
+    """A source with a fixed list of trials."""
 
     def __init__(self, trials: Sequence[Trial]) -> None:
         self._trials = list(trials)
         self._left = deque(trials)
 
     def ask(self) -> Trial | None:
-        """The next one of the list."""
+        """Return the next trial of the list."""
         return self._left.popleft() if self._left else None
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
-        """Nothing is learned."""
+        """Ignore the outcome."""
 
     def all(self) -> list[Trial]:
-        """The list."""
+        """Return the list."""
         return self._trials
 
 
 class Bayes:
-    """Optuna's TPE sampler. The study lies in the sweep's folder, where several machines may share it.
+    """Optuna's TPE sampler; its study is a file in the sweep's folder, which several machines may share.
 
-    Every parameter is a number in [0, 1] to the sampler, mapped by its quantile function, or the place of a choice.
+    The sampler sees every parameter as a number in [0, 1], which the quantile function maps to a value, or as the index
+    of a choice.
 
     Args:
-        maker: makes trials of what the sampler suggests.
-        count: trials in all, those of earlier starts included.
-        seed: of the sampler.
+        maker: turns suggestions of the sampler into trials.
+        count: number of trials, including those of earlier starts.
+        seed: seed of the sampler.
         path: the sweep's folder, None to keep the study in memory.
 
     Attributes:
-        refused: suggestions that the rules refused, in a line each; the sampler hears that they failed.
+        refused: suggestions that the rules refused, one line each; the sampler gets them back as failed.
 
     Raises:
-        ConfigError: Optuna is not installed, or an end of a range is refused.
+        ConfigError: Optuna is not installed, or the rules refuse an end of a range.
     """
 
     def __init__(self, maker: Maker, count: int, seed: int = 0, path: Path | None = None) -> None:
@@ -82,13 +83,13 @@ class Bayes:
         self.refused: list[str] = []
 
     def open(self) -> None:
-        """Open the study, and take up trials that an earlier start has left."""
+        """Open the study, and queue the unfinished trials of an earlier start."""
         optuna, definition = self._optuna, self.maker.definition
         storage = None
         if self._path is not None:
             journal = optuna.storages.journal.JournalFileBackend(str(self._path / "optuna.journal"))
             storage = optuna.storages.JournalStorage(journal)
-        # A file with other ranges is another study; Optuna would refuse to mix them.
+        # Other ranges get another study, because Optuna refuses to mix them.
         space = [repr(definition.parameters), definition.metric, definition.maximise, self.maker.fixed]
         name = hashlib.sha256(json.dumps(space).encode()).hexdigest()[:12]
         self._study = optuna.create_study(
@@ -102,13 +103,13 @@ class Bayes:
                 self._left.append((suggested.number, trial))
 
     def ask(self) -> Trial | None:
-        """One that was left over, or what the sampler suggests, until there are enough."""
+        """Return an unfinished trial of an earlier start, else a suggestion of the sampler, up to ``count`` in all."""
         if self._left:
             number, trial = self._left.popleft()
             self._numbers.setdefault(trial.id, []).append(number)
             return trial
         while (known := len(self._study.get_trials(deepcopy=False))) < self.count:
-            # Seeded by how many there are: a restart would draw the first ones again.
+            # The seed depends on the number of trials, so that a restart does not repeat the first draws.
             self._study.sampler = self._optuna.samplers.TPESampler(seed=self.seed + known, constant_liar=True)
             suggested = self._study.ask(self._distributions())
             if suggestion := self._trial(suggested):
@@ -118,7 +119,7 @@ class Bayes:
         return None
 
     def tell(self, trial: Trial, outcome: Outcome) -> None:
-        """Let the sampler know; a trial that was interrupted stays open."""
+        """Report the outcome to the sampler; an interrupted trial stays open."""
         if outcome.status not in OVER:
             return
         states = self._optuna.trial.TrialState
@@ -130,7 +131,7 @@ class Bayes:
                 self._study.tell(number, state=state, skip_if_finished=True)
 
     def all(self) -> list[Trial]:
-        """Every trial of the study."""
+        """Return every trial of the study."""
         found = map(self._trial, self._study.get_trials(deepcopy=False))
         return list({trial.id: trial for trial in found if trial is not None}.values())
 
@@ -146,7 +147,7 @@ class Bayes:
     def _trial(self, suggested: Any) -> Trial | None:
         settings = {}
         if len(suggested.params) < len(self.maker.definition.parameters):
-            return None  # another machine is about to fill it in
+            return None  # another machine has not drawn all of its parameters yet
         for parameter in self.maker.definition.parameters:
             drawn = suggested.params[parameter.key]
             inside = min(max(drawn, 1e-12), 1 - 1e-12)

@@ -1,4 +1,4 @@
-"""The words at the beginning and the end of a sweep: what would run, what failed, which settings are best."""
+"""The output of a sweep before and after its trials: the list of trials, the failures, the ranking."""
 
 from __future__ import annotations
 
@@ -17,22 +17,22 @@ from workbench.sweeping.sweep_folder import FAILED, FINISHED, STOPPED_EARLY, WAI
 
 @dataclass(frozen=True)
 class Result:
-    """What a sweep ends with: the exit code, and the record of ``--json``."""
+    """The result of a sweep: the exit code, and the record of ``--json``."""
 
     exit_code: int
     record: dict[str, Any]
 
 
 def listing() -> str:
-    """The sweeps that ship with the project, a line each."""
+    """List the sweeps that ship with the project, one per line."""
     return "\n".join(f"  {name:<24}{description}" for name, description in shipped().items())
 
 
 def check_per(sweep: Definition, key: str | None) -> None:
-    """Whether the ranking can be split by a setting.
+    """Check that the ranking can be split by a setting.
 
     Raises:
-        ConfigError: it is not swept.
+        ConfigError: the setting is not swept.
     """
     keys = [parameter.key for parameter in sweep.parameters if parameter.key not in ranking.SEEDS]
     if key is not None and key not in keys:
@@ -42,7 +42,7 @@ def check_per(sweep: Definition, key: str | None) -> None:
 def dry_run(
     console: Console, sweep: Definition, source: Bayes | Listed, folder: SweepFolder, count: int | None
 ) -> None:
-    """List the trials with what they have come to so far, or say what a search would draw from."""
+    """List the trials with their outcomes so far; for a search, print what it would draw from."""
     if isinstance(source, Bayes):
         names = ", ".join(parameter.key for parameter in sweep.parameters)
         console.print(f"{sweep.name}: {count} trials over {names}; each depends on those before", soft_wrap=True)
@@ -64,7 +64,7 @@ def finish(
     outcomes: Mapping[str, Outcome],
     per: str | None,
 ) -> Result:
-    """List what failed, rank what finished, write ``ranking.csv``."""
+    """List the failed trials, rank the finished ones, write ``ranking.csv``."""
     trials, records = source.all(), folder.records()
     known = {t.id: outcomes.get(t.id) or folder.outcome(t, records.get(t.id)) for t in trials}
     refused = source.refused if isinstance(source, Bayes) else []

@@ -1,7 +1,7 @@
-"""The record of a sweep, ``runs/sweeps/<name>/``, and what it says about a trial.
+"""The folder of a sweep, ``runs/sweeps/<name>/``, and the outcomes of its trials.
 
-What a trial has come to is read from its own run folder; ``trials.jsonl`` adds what only the sweep knows. A line is
-written whenever something happens to a trial, and the last line about one counts.
+The outcome of a trial is read from its run folder; ``trials.jsonl`` adds what is not recorded there, such as early
+stopping. Each change of a trial's status appends a line, and the last line about a trial counts.
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from pathlib import Path
 from typing import Any
 
 from dinado.errors import ConfigError
-from workbench.run_folder import RunFolder, json_line, status
+from workbench.plain_files import json_line
+from workbench.run_folder import RunFolder
+from workbench.run_status import status
 from workbench.sweeping.trials import Trial
 
 WAITING, RUNNING, ELSEWHERE = "waiting", "running", "running elsewhere"
@@ -27,12 +29,12 @@ LAST_LINES = 6
 
 @dataclass(frozen=True)
 class Outcome:
-    """What a trial has come to.
+    """The outcome of a trial.
 
     Attributes:
-        status: one of the words above.
-        value: the metric when it was last reported, None where it never was.
-        reason: last lines of one that failed.
+        status: one of the constants above.
+        value: last reported value of the metric, None where there is none.
+        reason: last lines of the output of a failed trial.
     """
 
     status: str
@@ -41,11 +43,11 @@ class Outcome:
 
 
 class SweepFolder:
-    """``sweep.yaml``, ``trials.jsonl``, ``logs/``, ``locks/`` and, at the end, ``ranking.csv``.
+    """The folder with ``sweep.yaml``, ``trials.jsonl``, ``logs/``, ``locks/`` and, at the end, ``ranking.csv``.
 
     Args:
         path: the folder; nothing is written before :meth:`create`.
-        metric: the number that trials are ranked by.
+        metric: name of the number that ranks the trials.
     """
 
     def __init__(self, path: Path, metric: str) -> None:
@@ -53,10 +55,10 @@ class SweepFolder:
         self.metric = metric
 
     def create(self, text: str) -> None:
-        """Make the folder and keep a copy of the sweep file.
+        """Create the folder and store a copy of the sweep file in it.
 
         Raises:
-            ConfigError: nothing can be written there.
+            ConfigError: the folder is not writable.
         """
         try:
             for name in ("logs", "locks"):
@@ -66,13 +68,13 @@ class SweepFolder:
             raise ConfigError(f"{self.path}: {error.strerror}; name a folder to write to with runs=...") from None
 
     def log(self, trial: Trial) -> Path:
-        """Everything a trial prints."""
+        """Return the file with the output of a trial."""
         return self.path / "logs" / f"{trial.id}.log"
 
     def lock(self, trial: Trial) -> int | None:
-        """Claim a trial; None while another sweep, or a process that outlived one, works on it.
+        """Lock a trial and return the file descriptor, None while another sweep or a process left by one runs it.
 
-        The lock belongs to the open file, which the trial's process inherits: it ends when both have ended, however.
+        The trial's process inherits the open file, so the lock lasts until both processes have ended in any way.
         """
         file = os.open(self.path / "locks" / f"{trial.id}.lock", os.O_RDWR | os.O_CREAT, 0o666)
         try:
@@ -83,7 +85,7 @@ class SweepFolder:
         return file
 
     def write(self, trial: Trial, outcome: Outcome) -> None:
-        """Add a line about a trial."""
+        """Append a line about a trial to ``trials.jsonl``."""
         record = {
             "trial": trial.id,
             "status": outcome.status,
@@ -98,7 +100,7 @@ class SweepFolder:
             file.write(f"{json_line(record)}\n")
 
     def records(self) -> dict[str, dict[str, Any]]:
-        """The last line about every trial, by its id; lines that a kill cut short are left out."""
+        """Return the last line about every trial, by its id, without lines that a kill truncated."""
         file, found = self.path / "trials.jsonl", {}
         for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.exists() else ():
             try:
@@ -109,16 +111,16 @@ class SweepFolder:
         return found
 
     def history(self, trial: Trial) -> list[float]:
-        """The metric each time that it was reported."""
+        """Return all reported values of the metric."""
         values = [record.get(self.metric) for record in RunFolder(trial.run).metrics()]
         return [float(value) for value in values if isinstance(value, int | float)]
 
     def outcome(self, trial: Trial, record: dict[str, Any] | None = None) -> Outcome:
-        """What a trial that does not run here has come to.
+        """Return the outcome of a trial that this process is not running.
 
         Args:
-            trial: it.
-            record: the last line about it.
+            trial: the trial.
+            record: the last line about it in ``trials.jsonl``, if any.
         """
         if status(trial.run) == FINISHED:
             records = RunFolder(trial.run).metrics()
@@ -134,7 +136,7 @@ class SweepFolder:
         return Outcome(WAITING)
 
     def last_lines(self, trial: Trial) -> tuple[str, ...]:
-        """The end of what a trial printed."""
+        """Return the last non-empty lines of the output of a trial."""
         try:
             text = self.log(trial).read_text(encoding="utf-8", errors="replace")
         except OSError:

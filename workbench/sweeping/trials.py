@@ -1,4 +1,4 @@
-"""Trials: every combination of a sweep as one command line, checked against the schema, with a name of its own."""
+"""Trials: each combination of a sweep as a command line, checked against the schema, with a unique id."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from workbench.settings import loader, schema
 from workbench.sweeping.definition import Definition
 
 CHECKED = 128
-"""Most combinations of ends that are checked, where no list of trials is known beforehand."""
+"""Most combinations of ends that are checked, where the list of trials is not known in advance."""
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One run of the sweep.
+    """One run of a sweep.
 
     Attributes:
         id: digest of its resolved settings.
-        settings: what is swept, with its values here.
-        words: arguments of ``train.py``, as a W&B agent would give them.
+        settings: the swept settings and their values.
+        words: arguments of ``train.py``, in the form that a W&B agent uses.
         run: folder of its run.
         steps: optimiser steps.
     """
@@ -39,12 +39,12 @@ class Trial:
 
     @property
     def label(self) -> str:
-        """The settings in words."""
+        """The swept settings as ``key=value`` words."""
         return " ".join(f"{key}={value}" for key, value in self.settings.items())
 
 
 class Maker:
-    """Makes trials of settings.
+    """A factory of trials.
 
     Args:
         definition: the sweep.
@@ -64,11 +64,11 @@ class Maker:
 
     @property
     def folder(self) -> Path:
-        """Where the sweep keeps its own record, beside the runs of its trials."""
+        """The folder of the sweep, beside the runs of its trials."""
         return self.make(next(_corners(self.definition))).run.parents[1] / "sweeps" / self.definition.name
 
     def make(self, settings: Mapping[str, Any]) -> Trial:
-        """The trial with these values.
+        """Make the trial with these values.
 
         Raises:
             ConfigError: the schema or the rules refuse them.
@@ -81,8 +81,8 @@ class Maker:
             chosen = " ".join(word.removeprefix("--") for word in args)
             raise ConfigError(f"{self.definition.label}: {refused} (trial {chosen})") from None
         config = loaded.config
-        # A trial is known by what decides its outcome. Values that are the defaults stay out, so that a setting which
-        # is new to the schema changes no name.
+        # The id covers the settings that decide the outcome. It leaves out defaults, so that a setting added to the
+        # schema changes no id.
         swept = {parameter.key.replace("-", "_") for parameter in self.definition.parameters}
         known = {key: leaf for key, leaf in schema.leaves().items() if leaf.role != "execution" or key in swept}
         kept = {key: value for key, leaf in known.items() if (value := schema.get(config, key)) != leaf.default}
@@ -93,12 +93,12 @@ class Maker:
 
 
 def trials(maker: Maker, count: int | None = None, seed: int = 0) -> list[Trial]:
-    """All trials of a grid or of a random search, in order, each of them checked.
+    """Make and check all trials of a grid or of a random search, in order.
 
     Draw number i depends on the seed, i and the setting's name alone, so that a larger count only adds trials.
 
     Raises:
-        ConfigError: one of them, or an end of a range, is not a run that ``train.py`` would take.
+        ConfigError: the schema or the rules refuse a trial or an end of a range.
     """
     definition = maker.definition
     keys = [parameter.key for parameter in definition.parameters]
@@ -113,15 +113,15 @@ def trials(maker: Maker, count: int | None = None, seed: int = 0) -> list[Trial]
 
 
 def draw(seed: int, number: int, key: str) -> float:
-    """A number in (0, 1) that depends on its arguments alone."""
+    """Draw a number in (0, 1) that depends on the arguments alone."""
     return max(random.Random(f"{seed} {number} {key}").random(), 1e-12)
 
 
 def check_ends(maker: Maker) -> None:
-    """Try what lies at the ends of every range, in all combinations up to a limit and each at least once.
+    """Check the ends of every range, each at least once and in combination up to a limit.
 
     Raises:
-        ConfigError: the schema or the rules refuse one.
+        ConfigError: the schema or the rules refuse a combination.
     """
     for row in {repr(row): row for row in _corners(maker.definition)}.values():
         maker.make(row)

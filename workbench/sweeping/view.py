@@ -1,4 +1,4 @@
-"""What a sweep shows while it runs: a live table on a terminal, lines anywhere else."""
+"""The display of a running sweep: a live table on a terminal, lines of text elsewhere."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LATEST = 6
 
 @dataclass(frozen=True)
 class Progress:
-    """A trial that runs: how, for how many seconds, and the metric when it was last reported."""
+    """A running trial with its status, its running time in seconds and the last reported value of the metric."""
 
     trial: Trial
     status: str
@@ -30,12 +30,12 @@ class Progress:
 
 
 class View:
-    """Shows trials as they start and end.
+    """A display of trials as they start and end.
 
     Args:
-        console: where.
+        console: console to print to.
         metric: name of the number that is shown.
-        total: trials in all.
+        total: number of trials.
     """
 
     def __init__(self, console: Console, metric: str, total: int) -> None:
@@ -59,16 +59,16 @@ class View:
             self._live.stop()
 
     def say(self, trial: Trial, what: str) -> None:
-        """A line about a trial, where there is no table to see it in."""
+        """Print a line about a trial, unless the live table shows it."""
         if not self._live:
             self._line(f"{trial.id} {what}: {trial.label}")
 
     def note(self, text: str) -> None:
-        """A line that stays."""
+        """Print a line that stays above the live table."""
         self._line(text)
 
     def over(self, trial: Trial, outcome: Outcome, known: bool) -> None:
-        """A trial has ended, or had before (``known``)."""
+        """Show that a trial has ended, in this start or in an earlier one (``known``)."""
         self._counts[outcome.status] += 1
         self._latest.append((trial, outcome))
         value = "" if outcome.value is None else f", {self.metric}={outcome.value:.4g}"
@@ -78,7 +78,7 @@ class View:
             self._line(f"[{done}/{self.total}] {trial.id} {outcome.status}{before}{value}: {trial.label}")
 
     def show(self, running: Sequence[Progress]) -> None:
-        """Draw the table anew."""
+        """Redraw the live table."""
         if not self._live:
             return
         keys = list(running[0].trial.settings) if running else [key for t, _ in self._latest for key in t.settings]

@@ -1,0 +1,62 @@
+"""Evaluation without training, of a finished run or of a base: what ``evaluate.py`` does."""
+
+from __future__ import annotations
+
+from datamodules.fill_stores import StoreFiller
+from datamodules.rollout_datamodule import RolloutDataModule
+from datamodules.run_stores import RunStores
+from datamodules.state_choice import StateChoice
+from datamodules.tasks import Task, build_task
+from dinado.bases.causal import BaseLM
+from dinado.evaluation.exact_rows import exact_base_row
+from dinado.evaluation.result_rows import Row
+from dinado.evaluation.result_table import first_samples, print_table
+from engine.checkpoints import read_checkpoint
+from engine.console import run_console
+from engine.devices import device_of
+from engine.evaluation import base_rows, evaluate_method
+from engine.restoring import build_base, build_world, check_and_load
+from engine.results import show_results
+from lightning_modules.build_method import build_method
+from workbench.run_folder import RunFolder
+from workbench.settings.config import Config
+
+
+def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
+    """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit."""
+    console = run_console(quiet)
+    task, base = build_task(config), build_base(config)
+    # Before adapters are injected into the base, because the world is enumerated from p.
+    world = build_world(config, base)
+    base.model.to(device_of(config.trainer))
+    _fill_held_out(config, base, task)
+    method = build_method(config, base).to(device_of(config.trainer))
+    check_and_load(method, read_checkpoint(folder.checkpoint))
+    data = RolloutDataModule(config, base, task)
+    data.setup("validate")
+    with console.status("evaluating"):
+        report = evaluate_method(method, data, task, world)
+    assert report is not None, "one process evaluates a finished run"
+    show_results(console, config, report, task.name)
+    return report.rows[config.method]
+
+
+def evaluate_base(config: Config, *, quiet: bool) -> Row:
+    """Evaluate a base alone, from its held-out rollouts."""
+    console = run_console(quiet)
+    task, base = build_task(config), build_base(config)
+    world = build_world(config, base)
+    base.model.to(device_of(config.trainer))
+    _fill_held_out(config, base, task)
+    rows, samples = base_rows(config, base, task)
+    if world is not None:
+        rows["base"] |= exact_base_row(world)
+    print_table(console, rows, f"{task.name}: the base, before training")
+    for record in first_samples(samples, config.eval.show):
+        console.print(f"{record['prompt']}\n  {record['text']}", markup=False)
+    return rows["base"]
+
+
+def _fill_held_out(config: Config, base: BaseLM, task: Task) -> None:
+    filler = StoreFiller(base, task.oracle, StateChoice(config, base), progress=config.trainer.progress)
+    filler.fill_all([RunStores(config, base, task).held_out()])

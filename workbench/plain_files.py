@@ -1,0 +1,36 @@
+"""Text files and lines of JSON that other programs can read at any moment."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+
+def json_line(record: Mapping[str, Any]) -> str:
+    """Format one line of strict JSON: NaN and infinities become null, tensors and arrays become plain numbers."""
+    return json.dumps(_plain(record), allow_nan=False, ensure_ascii=False)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(key): _plain(item) for key, item in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(item) for item in value]
+    if value is None or isinstance(value, bool | int | str):
+        return value
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if hasattr(value, "tolist"):  # a tensor or an array, without importing its library
+        return _plain(value.tolist())
+    return str(value)
+
+
+def write_text(file: Path, text: str) -> None:
+    """Replace a file atomically: a reader finds the old content or the new."""
+    part = file.with_name(f".{file.name}.{os.getpid()}")
+    part.write_text(text, encoding="utf-8")
+    part.replace(file)
