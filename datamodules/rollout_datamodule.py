@@ -13,7 +13,7 @@ import torch
 from lightning import LightningDataModule
 
 from datamodules.batch_plan import BatchPlan, StratifiedPlan, micro_batches, split_step
-from datamodules.choose_plan import budget_of, plan_of
+from datamodules.choose_plan import PlanChoice, budget_of
 from datamodules.collation import EncodedPrompts, collate, held_out_batches
 from datamodules.loaders import HeldOutLoader, TrainLoader
 from datamodules.lookahead_targets import with_lookahead
@@ -70,6 +70,7 @@ class RolloutDataModule(LightningDataModule):
         self._restored: dict[str, Any] | None = None
         self._run_stores = RunStores(config, base, task)
         self._states = StateChoice(config, base)
+        self._plans = PlanChoice(config)
         self._first = 0  # first optimiser step of the current round
         self._plan: BatchPlan | StratifiedPlan | None = None
         self._base = base
@@ -152,7 +153,7 @@ class RolloutDataModule(LightningDataModule):
             return
         try:
             parts = self._place()[1] * self.accumulation
-            self.rows, self._plan = plan_of(self.rows, self.config, parts, len(self.models))
+            self.rows, self._plan = self._plans.of(self.rows, parts, len(self.models))
         except DataError:
             if not more:
                 raise

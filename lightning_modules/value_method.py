@@ -102,8 +102,8 @@ class ValueMethod(RolloutMethod):
             ("reg/forward_consistency", loss.consistency_B),
         ):
             numbers.mean(name, term_B, weight_B)
-        numbers.mean("tokens", keep.sum(1))
-        numbers.mean("links", loss.num_links_B)
+        numbers.mean("tokens", keep.sum(1), weight_B)
+        numbers.mean("links", loss.num_links_B, weight_B)
         log_norm = (self.norm(scored, batch) if self.has_step_norm else values.log_v_BT)[keep]
         numbers.mean("norm/log_beta_mean", log_norm)
         numbers.mean("norm/log_beta_std", log_norm.double().square())

@@ -251,6 +251,17 @@ def test_training_takes_the_same_steps(runs: dict[str, Path]) -> None:
             torch.testing.assert_close(value, expected[name], rtol=0, atol=1e-5, msg=f"{shape}: {name}")
 
 
+def test_logged_numbers_are_those_of_the_whole_step(runs: dict[str, Path]) -> None:
+    """Steps are sorted by length, so a micro-batch, or a rank, has longer responses than the step."""
+    expected = [record for record in records(runs["1 x 1"]) if "train/loss" in record]
+    assert len(expected) == 21
+    for shape, folder in runs.items():
+        found = [record for record in records(folder) if "train/loss" in record]
+        for ours, theirs in zip(found, expected, strict=True):
+            for key in (key for key in theirs if key.startswith(("train/", "reg/", "norm/"))):
+                assert ours[key] == pytest.approx(theirs[key], rel=2e-3, abs=2e-4), (shape, theirs["step"], key)
+
+
 def test_validation_counts_every_rollout_once(runs: dict[str, Path]) -> None:
     expected = [record for record in records(runs["1 x 1"]) if "val/kl_to_optimum" in record]
     assert [record["step"] for record in expected] == [9, 19, 20], "twice while training, and the final one"

@@ -82,7 +82,7 @@ def a_batch_is_its_rows_one_by_one(case: MethodCase) -> None:
     """Neither padding nor the other rows of a batch change a loss."""
     method, batch = moved(case)
     alone_B = torch.cat([method.terms(row_alone(batch, row)).loss_B for row in range(batch.num_rows)])
-    torch.testing.assert_close(method.terms(batch).loss_B, alone_B, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(method.terms(batch).loss_B, alone_B, rtol=1e-4, atol=1e-5)
 
 
 def trains_what_it_says(case: MethodCase) -> None:
