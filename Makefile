@@ -9,7 +9,7 @@ ARGS ?=
 export OMP_WAIT_POLICY ?= PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo test test-faults lint format clean
+.PHONY: help install demo test test-all test-faults lint format clean
 
 help: ## List the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-11s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -25,8 +25,11 @@ $(INSTALLED): requirements.txt requirements-sweep.txt requirements-dev.txt const
 demo: $(INSTALLED) ## Train the quickstart; ARGS="optim.steps=100" changes settings
 	$(PY) train.py quickstart $(ARGS)
 
-test: $(INSTALLED) ## Run the tests; ARGS="-k rules" selects some
-	$(PY) -m pytest $(ARGS)
+test: $(INSTALLED) ## Run the tests that answer soon; ARGS="-k rules" selects some
+	$(PY) -m pytest -n auto -m "not slow" $(ARGS)
+
+test-all: $(INSTALLED) ## Run all tests; ARGS="-m slow" runs what `make test` leaves out
+	$(PY) -m pytest -n auto $(ARGS)
 
 test-faults: $(INSTALLED) ## Kill, damage and starve runs in every way; ARGS="--kind NAME" selects
 	$(PY) tests/faults/inject.py $(ARGS)

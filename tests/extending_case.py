@@ -18,7 +18,7 @@ from tokenizers.pre_tokenizers import Split
 from transformers import PreTrainedTokenizerFast
 
 PAGE = ROOT / "docs" / "extending.md"
-COPIED = ("dinado", "lightning_modules", "datamodules", "engine", "workbench", "experiments", "tests")
+COPIED = ("dinado", "lightning_modules", "datamodules", "engine", "workbench", "experiments")
 CHARACTERS = ("<eos>", "<unk>", *"0123456789Ab +.!?")
 
 SECTION = re.compile(r"^## (?:A|An) (method|oracle|parameterisation|task)\n(.*?)(?=^## )", re.MULTILINE | re.DOTALL)
@@ -103,9 +103,9 @@ def checklists() -> dict[str, Checklist]:
     return found
 
 
-def copy_project(folder: Path) -> Path:
-    """Copy the code, its experiments and its tests, compiled files included."""
-    for name in COPIED:
+def copy_project(folder: Path, *, tests: bool = False) -> Path:
+    """Copy the code and its experiments, compiled files included, with or without the tests."""
+    for name in (*COPIED, *(("tests",) if tests else ())):
         shutil.copytree(ROOT / name, folder / name)
     for script in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
         shutil.copy2(script, folder / script.name)

@@ -88,6 +88,7 @@ def test_a_base_without_layers() -> None:
         checkpoint_layers(model)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("g++") is None, reason="torch.compile needs a C++ compiler on a CPU")
 def test_compiled_layers_give_the_same_numbers() -> None:
     torch.compiler.reset()
@@ -98,6 +99,7 @@ def test_compiled_layers_give_the_same_numbers() -> None:
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layers_of_a_kind_share_their_graphs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Or a deep model would have more of them than torch keeps, and most of its layers would run uncompiled."""
 
@@ -121,6 +123,7 @@ def test_layers_of_a_kind_share_their_graphs(monkeypatch: pytest.MonkeyPatch) ->
     assert 0 < graphs(2) == graphs(5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dinado_soft", "dinado_merge"])
 def test_mixed_precision_trains_about_the_same(tmp_path: Path, method: str) -> None:
     words = [f"method={method}", "optim.steps=60", "optim.lr=3e-3", "rollouts.per_prompt=400"]

@@ -1,6 +1,8 @@
 """The frozen base against plain forward passes: one sequence at a time, no padding, no cache.
 
 Axes: P prompts, S prompt tokens, B responses, T response tokens, V vocabulary, D width.
+
+Longer than 300 lines because it is about one thing: every path through a base is compared with the same plain pass.
 """
 
 from __future__ import annotations

@@ -45,6 +45,7 @@ def test_a_training_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     assert numbers_of(memory, monkeypatch, capsys).keys() == {f"memory_ratio_{m}" for m in ("soft", "merge", "nado")}
 
 
+@pytest.mark.slow
 def test_what_a_process_holds(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     """A full copy, its gradients and two moments: the sizes that docs/cluster.md adds up."""
     monkeypatch.setattr(model_memory, "KINDS", {"full": ("sft", "full")})
@@ -80,6 +81,7 @@ def test_likeliest_tokens(monkeypatch: pytest.MonkeyPatch, capsys: pytest.Captur
     assert 0.8 < found["mass_outside_4096"] < found["mass_outside_64"] < 1
 
 
+@pytest.mark.slow
 def test_startup(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
     found = numbers_of(startup, monkeypatch, capsys, "exact_world", *exact_gpt2_words(tmp_path, "method=nado"))
     assert found.keys() == {"training_s", "first_step_s", "help_s"}
@@ -93,6 +95,7 @@ def test_growth_is_the_exponent_of_a_power() -> None:
     assert timing.growth(amounts, [3 * a**1.5 for a in amounts]) == pytest.approx(1.5)
 
 
+@pytest.mark.slow
 def test_two_processes_against_one(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     monkeypatch.setattr(scaling, "Size", TINY)
     tiny = scaling.SETTINGS.replace(f"optim.steps={scaling.STEPS}", "optim.steps=4").replace("=77", "=7")

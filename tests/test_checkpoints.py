@@ -1,4 +1,7 @@
-"""Checkpoints, resuming and the numbers of a run, in the smallest exact world on a real transformer."""
+"""Checkpoints, resuming and the numbers of a run, in the smallest exact world on a real transformer.
+
+Longer than 300 lines because it is about one thing: all of it asks one pair of runs, stopped and not stopped.
+"""
 
 from __future__ import annotations
 

@@ -1,6 +1,8 @@
 """Decoding with p * R^alpha against plain formulas: no cache, no padding, one sequence at a time.
 
 Axes: N rows, L positions, T response tokens, V vocabulary.
+
+Longer than 300 lines because it is about one thing: every way to decode is compared with the same plain pass.
 """
 
 from __future__ import annotations

@@ -79,6 +79,7 @@ def test_markov_world(tmp_path: Path, method: str) -> None:
     assert metrics["val/gap_closed"] == pytest.approx(1 - metrics["val/kl_to_optimum"] / base_kl)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["dinado_merge", "dinado_hard"])
 def test_adapters_of_a_transformer(tmp_path: Path, method: str) -> None:
     metrics = outcome(tmp_path, "exact_gpt2", f"method={method}", "parameters=lora", "optim.lr=1e-2")
@@ -106,6 +107,7 @@ CRITIC = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm_input", ["base", "policy"])
 def test_ratios_learn_from_a_norm_that_was_fitted_first(tmp_path: Path, norm_input: str) -> None:
     words = ["method=dinado_merge", "parameters=lora", *CRITIC.split(), f"objective.norm.input={norm_input}"]
@@ -113,6 +115,7 @@ def test_ratios_learn_from_a_norm_that_was_fitted_first(tmp_path: Path, norm_inp
     assert metrics["val/gap_closed"] > 0.6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("method", ["nado", "dinado_soft"])
 def test_the_path_alone_may_drive_the_ratios(tmp_path: Path, method: str) -> None:
     words = [
@@ -133,6 +136,7 @@ ALONE = (
 )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("experiment", "method", "parameters"),
     [

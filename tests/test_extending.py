@@ -19,6 +19,7 @@ KINDS = ("method", "oracle", "parameterisation", "task")
 HELP = {"method": "method", "oracle": "oracle.name", "parameterisation": "parameters", "task": "task.name"}
 LISTS = checklists()
 STEPS = [(kind, index) for kind in KINDS for index in range(len(LISTS[kind].steps))]
+COMMANDS = [(kind, words) for kind in KINDS for words in LISTS[kind].commands[:-1]]
 SMALL = [
     "rollouts.max_new_tokens=6",
     "rollouts.truncated=score",
@@ -47,7 +48,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def project(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A copy in which all four checklists have been carried out, the files that each touched counted on the way."""
-    folder = copy_project(tmp_path_factory.mktemp("project"))
+    folder = copy_project(tmp_path_factory.mktemp("project"), tests=True)
     for kind in KINDS:
         new, changed = carry_out(folder, LISTS[kind].steps)
         assert (len(new), len(changed)) == (1, 1), f"{kind}: {new} are new and {changed} have changed"
@@ -88,9 +89,7 @@ def test_help_lists_the_name_and_the_settings(project: Path, run: Commands, kind
         assert code == 0 and key in out, err
 
 
-@pytest.mark.parametrize(
-    ("kind", "words"), [(kind, words) for kind in KINDS for words in LISTS[kind].commands[:-1]], ids=lambda x: x[-1]
-)
+@pytest.mark.parametrize(("kind", "words"), COMMANDS, ids=lambda value: value if isinstance(value, str) else value[2])
 def test_the_command_of_the_page_runs(
     project: Path, base: Path, run: Commands, tmp_path: Path, kind: str, words: tuple[str, ...]
 ) -> None:
@@ -118,7 +117,9 @@ def test_the_contract_tests_find_all_of_them(project: Path, run: Commands) -> No
     words = " or ".join(LISTS[kind].name for kind in KINDS)
     files = ["tests/test_contracts.py", "tests/test_imports.py"]
     rules = "test_arrows or test_no_circle or test_names_and_lengths"
-    code, out, err = run(project, ["-m", "pytest", *files, "-v", "-p", "no:cacheprovider", "-k", f"{words} or {rules}"])
+    code, out, err = run(
+        project, ["-m", "pytest", *files, "-vv", "-p", "no:cacheprovider", "-k", f"{words} or {rules}"]
+    )
     assert code == 0, out + err
     for kind in KINDS:
         passed = re.findall(rf"::test_{kind}\S*{LISTS[kind].name}\S* PASSED", out)

@@ -127,6 +127,7 @@ def test_scripts_are_sound(script: Path) -> None:
 # torchrun
 
 
+@pytest.mark.slow
 def test_two_machines_stop_and_go_on_together(tmp_path: Path, command: Callable[..., Result]) -> None:
     """Two agents of torchrun on this one: told to stop, they save; started again, they end where one process does."""
     words = exact_gpt2_words(tmp_path, *WORDS)
@@ -187,6 +188,7 @@ def test_torchrun_says_the_same_to_every_machine(tmp_path: Path, cluster: dict[s
 # SLURM
 
 
+@pytest.mark.slow
 def test_a_job_of_two_tasks_is_warned_and_queued_again(
     tmp_path: Path, cluster: dict[str, str], command: Callable[..., Result]
 ) -> None:

@@ -139,6 +139,7 @@ def agree(run: Path) -> None:
         assert [float(row[name]) for row in rows if row[name]] == pytest.approx(values, nan_ok=True), name
 
 
+@pytest.mark.slow
 @pytest.mark.ddp
 def test_of_two_processes_one_speaks(tmp_path: Path) -> None:
     words = exact_gpt2_words(tmp_path, *WORDS, "trainer.devices=2")

@@ -19,7 +19,7 @@ from dinado.errors import ConfigError
 from dinado.evaluation.judged_samples import JudgedSamples
 from dinado.prompt import Prompt
 from engine.loggers.code_version import code_settings, public
-from engine.loggers.wandb_ledger import Given
+from engine.loggers.wandb_ledger import WandbLedger
 from engine.loggers.wandb_page import WandbPage
 from engine.loggers.wandb_samples import END, coloured, rows
 from workbench.run_folder import RunFolder, find_run
@@ -148,15 +148,15 @@ def test_a_key_that_wandb_does_not_take_is_one_line_without_the_key(tmp_path: Pa
 
 def test_what_was_given_is_not_given_again(tmp_path: Path) -> None:
     file = tmp_path / "wandb" / "given.jsonl"
-    given = Given(file)
+    given = WandbLedger(file)
     assert given.note(3, ["b", "a"]) and not given.note(3, ["a", "b"])
     assert given.note(3, ["a"]) and given.note(4, ["a", "b"]) and given.rows == 3
     with file.open("a") as cut:
         cut.write('\n{"step": 5, "names": ["a')
-    again = Given(file)
+    again = WandbLedger(file)
     assert again.rows == 3 and not again.note(4, ["b", "a"])
     assert again.note(5, ["a"]), "a line that is cut short was not given"
-    assert not Given(file).note(5, ["a"]) and Given(file).rows == 4
+    assert not WandbLedger(file).note(5, ["a"]) and WandbLedger(file).rows == 4
 
 
 def test_copies_of_settings_in_a_run_are_no_runs(tmp_path: Path) -> None:

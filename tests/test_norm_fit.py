@@ -36,6 +36,7 @@ def fit_ce(run: Path) -> list[float]:
     return [line["norm/fit_ce"] for line in lines if "norm/fit_ce" in line]
 
 
+@pytest.mark.slow
 def test_two_processes_and_micro_batches_fit_the_same_norm(tmp_path: Path) -> None:
     """For a few steps: Adam makes much of a gradient that is 0 up to rounding."""
     found = {}
@@ -48,6 +49,7 @@ def test_two_processes_and_micro_batches_fit_the_same_norm(tmp_path: Path) -> No
     assert found["micro"] == pytest.approx(found["one"], rel=1e-5)
 
 
+@pytest.mark.slow
 def test_interrupted_while_the_norm_learns_and_resumed(tmp_path: Path) -> None:
     words = exact_gpt2_words(tmp_path, *NORM_FIRST, "optim.norm_steps=100000")
     command = [sys.executable, str(ROOT / "train.py"), "exact_world", *words]

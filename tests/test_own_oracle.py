@@ -114,6 +114,7 @@ def test_an_oracle_that_fails_names_prompt_and_text(
     assert status(run).startswith("failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGUSR1])
 def test_interrupted_sampling_keeps_its_blocks(
     own: Path, own_words: list[str], tmp_path: Path, stop: signal.Signals

@@ -166,6 +166,7 @@ def test_commands_of_one_process_refuse_a_launcher(
     assert "2 processes were started" in command(importlib.import_module(script), *words).error
 
 
+@pytest.mark.slow
 def test_torchrun_starts_a_run(tmp_path: Path) -> None:
     words = exact_gpt2_words(tmp_path, "method=nado", "trainer.devices=2", "--json")
     launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]

@@ -1,4 +1,7 @@
-"""Rounds of sampling from the model under training: densities, weights, resuming, processes, and what is refused."""
+"""Rounds of sampling from the model under training: densities, weights, resuming, processes, and what is refused.
+
+Longer than 300 lines because it is about one thing: all of it asks one run in rounds.
+"""
 
 from __future__ import annotations
 
@@ -262,6 +265,7 @@ def test_drawing_leaves_the_method_as_it_was(finished: tuple[str, RunFolder]) ->
     assert seen == [1, 2]
 
 
+@pytest.mark.slow
 def test_a_run_that_explored_is_resumed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """What a round was drawn from is in the checkpoint, temperatures included."""
     words = ("task.name=exact_world", "task.vocab_size=8", "task.length=6", "task.required=[2,3]", "task.rarity=-3")
@@ -280,6 +284,7 @@ def test_a_run_that_explored_is_resumed(tmp_path: Path, monkeypatch: pytest.Monk
         assert torch.equal(value, expected[key]), key
 
 
+@pytest.mark.slow
 def test_two_processes_share_a_round(tmp_path: Path) -> None:
     """The same rollouts and densities to the byte, and the same result, from one process and from two."""
     words = exact_gpt2_words(tmp_path, "method=nado", *ROUNDS, "trainer.progress=false", "rollouts.block_size=1")
@@ -296,6 +301,7 @@ def test_two_processes_share_a_round(tmp_path: Path) -> None:
         assert results[0][key] == pytest.approx(results[1][key], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_rounds_close_more_of_the_gap(tmp_path: Path) -> None:
     """A rare oracle: as many rollouts and steps, an outcome that one shot is far from."""
     words = ("task.name=exact_world", "task.vocab_size=8", "task.length=8", "task.required=[2,3]", "task.rarity=-1")
@@ -317,6 +323,7 @@ def test_rounds_close_more_of_the_gap(tmp_path: Path) -> None:
     assert error < abs(rounds["rollouts/success_rate_high"] - rounds["rollouts/success_rate_low"])
 
 
+@pytest.mark.slow
 def test_rounds_are_drawn_until_something_is_accepted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """With rejected rollouts alone Hard learns to be anywhere else, and never comes back."""
     words = ("task.name=exact_world", "task.vocab_size=8", "task.length=6", "task.required=[2,3]", "task.rarity=-3")
@@ -339,6 +346,7 @@ def test_rounds_are_drawn_until_something_is_accepted(tmp_path: Path, monkeypatc
     assert [row["step"] for row in rounds[len(early) :]] == starts[len(early) + 1 :]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("words", [("targets.positives_share=0.5", "optim.batch_size=8"), ("optim.norm_steps=3",)])
 def test_rounds_are_drawn_until_a_step_can_be_filled(tmp_path: Path, words: tuple[str, ...]) -> None:
     """Four accepted rollouts in every step, or a norm head that learns before the first one."""
@@ -362,6 +370,7 @@ def test_too_few_accepted_rollouts_are_said(tmp_path: Path, capsys: pytest.Captu
     assert "too few to trust" in said and "rollouts.rounds" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", METHODS)
 def test_rounds_with_states_on_disk_and_looking_ahead(tmp_path: Path, name: str) -> None:
     """What else is made from rollouts is made for those of later rounds too; states on disk change no number."""

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import sample_efficiency
-from benchmarks.sample_efficiency import METHODS, ONE_SHOT, ROUNDS, Results, all_cases, geometric, quick_cases
+from benchmarks.sample_efficiency import ONE_SHOT, PREDICT_R, ROUNDS, Results, all_cases, geometric, quick_cases
 from workbench.settings import loader
 
 
@@ -25,6 +25,7 @@ def test_every_run_is_a_valid_command() -> None:
     assert one.objective == rounds.objective and one.optim == rounds.optim and one.network == rounds.network
 
 
+@pytest.mark.slow
 def test_numbers_follow_from_the_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -49,12 +50,13 @@ def test_numbers_follow_from_the_runs(
     assert sample_efficiency.main() == 0
     assert len(asked) - before == len(quick_cases()) - kept, "finished runs are not repeated"
     found = json.loads(capsys.readouterr().out.splitlines()[-1])
-    names = [method.removeprefix("dinado_") for method in METHODS]
+    names = [method.removeprefix("dinado_") for method in PREDICT_R]
     assert found.keys() == {*(f"kl_ratio_{n}" for n in names), *(f"gap_closed_rarity3_{n}" for n in names)}
     assert [found[f"kl_ratio_{n}"] for n in names] == pytest.approx([0.25] * 4)
     assert [found[f"gap_closed_rarity3_{n}"] for n in names] == pytest.approx([1 - 0.05] * 4)
 
 
+@pytest.mark.slow
 def test_the_picture_shows_every_world(tmp_path: Path) -> None:
     cases = [case for case in all_cases() if case.budget == 8000 and case.scheme in (ONE_SHOT, ROUNDS)]
     assert len(cases) == 2 * 5 * 4 * 2

@@ -89,6 +89,7 @@ def run(case: Path) -> Callable[[str, bool], Run]:
     return start
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CASES)
 def test_a_base_in_parts_changes_no_bit(name: str, run: Callable[[str, bool], Run]) -> None:
     """Rollouts, steps, held-out numbers and texts: both processes go through the base in step, or one would hang."""
@@ -101,6 +102,7 @@ def test_a_base_in_parts_changes_no_bit(name: str, run: Callable[[str, bool], Ru
     assert texts[0] == texts[1]
 
 
+@pytest.mark.slow
 def test_each_process_says_what_it_holds(run: Callable[[str, bool], Run]) -> None:
     """Half of the layers; embeddings and output head are whole."""
     out = run(LORA, True).result.out
@@ -112,6 +114,7 @@ def test_each_process_says_what_it_holds(run: Callable[[str, bool], Run]) -> Non
     assert total - held == pytest.approx(layers / 2 / 1e6, abs=0.1)
 
 
+@pytest.mark.slow
 def test_it_goes_on_from_a_checkpoint(run: Callable[[str, bool], Run]) -> None:
     straight = run(LORA, True)
     expected = straight.weights
@@ -121,6 +124,7 @@ def test_it_goes_on_from_a_checkpoint(run: Callable[[str, bool], Run]) -> None:
     assert straight.numbers[-1]["step"] == 8
 
 
+@pytest.mark.slow
 def test_one_process_evaluates_it_with_a_whole_base(run: Callable[[str, bool], Run]) -> None:
     parts = run(LORA, True)
     again = process("evaluate.py", str(parts.folder), "--json")

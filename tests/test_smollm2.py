@@ -179,6 +179,7 @@ def test_names_need_no_transformers() -> None:
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_real_model_speaks() -> None:
     """Downloads 93 MB once; DINADO_TEST_MODEL_CACHE names a cache folder to share, default the project's own."""

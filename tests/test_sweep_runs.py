@@ -1,4 +1,7 @@
-"""Sweeps that run: what is repeated, resumed, given up, ranked, and what happens when something goes wrong."""
+"""Sweeps that run: what is repeated, resumed, given up, ranked, and what happens when something goes wrong.
+
+Longer than 300 lines because it is about one thing: one harness of trials that are killed, stopped and resumed.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,7 @@
-"""Sweep files: what they mean, what is wrong with them, and that W&B's own client takes them."""
+"""Sweep files: what they mean, what is wrong with them, and that W&B's own client takes them.
+
+Longer than 300 lines because it is about one thing: one table of good and bad sweep files.
+"""
 
 from __future__ import annotations
 
@@ -61,6 +64,7 @@ def test_a_trial_is_known_by_what_decides_its_outcome(write):
     assert not set(plain) & {trial.id for trial in trials(maker(path, "optim.steps=9"))}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "count"),
     [

@@ -30,7 +30,7 @@ def runs(rollouts: int, kl: float) -> list[Run]:
     rising, falling = [0.1, 0.2, 0.3, 0.4, 0.4, 0.4, 0.6, 0.8], [0.8, 0.6, 0.4, 0.4, 0.4, 0.3, 0.2, 0.1]
     return [
         run(method, seed, rollouts, kl + seed, rising if method == "nado" else falling)
-        for method in report.METHODS
+        for method in report.PREDICT_R
         for seed in range(2)
     ]
 
@@ -41,7 +41,7 @@ def cells(table: str, method: str) -> list[str]:
 
 
 def test_the_term_is_that_of_training() -> None:
-    groups = {method: report.of(runs(8000, 1.0), method, {}) for method in report.METHODS}
+    groups = {method: report.of(runs(8000, 1.0), method, {}) for method in report.PREDICT_R}
     table = report.term(groups)
     assert cells(table, "NADO") == ["0.15", "0.7", "0.8", "2 of 2", "0.75"]
     rounding = [run("nado", 0, 8000, 1.0, [1e-9 * step for step in range(8)])]
@@ -53,7 +53,7 @@ def test_what_rollouts_and_steps_are_worth() -> None:
     everything = [*runs(500, 3.0), *runs(8000, 1.0)]
     few, many = cells(report.by_rollouts(everything), "DiNADO-Hard")
     assert few.startswith("3.5 [") and many.startswith("1.5 [")
-    groups = {method: report.of(runs(8000, 1.0), method, {}) for method in report.METHODS}
+    groups = {method: report.of(runs(8000, 1.0), method, {}) for method in report.PREDICT_R}
     assert cells(report.by_steps(groups), "DiNADO-Soft") == ["6.5", "2.5"], "means over seeds after 4 and after 8"
     assert cells(report.outcomes(groups), "NADO")[0] == "2"
 
@@ -73,7 +73,7 @@ def test_the_picture_has_a_line_for_each_method(tmp_path: Path) -> None:
 def test_finished_sweeps_are_read_and_nothing_is_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    for method in report.METHODS:
+    for method in report.PREDICT_R:
         words = (f"method={method}", "rollouts.per_prompt=8000")
         make_run(tmp_path / report.EXACT.sweep, method, *words, success=0.9, kl=0.25)
     make_run(tmp_path / report.EXACT.sweep, "unfinished", "method=nado", status="running", kl=9.0)

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 
-class Given:
+class WandbLedger:
     """The records sent to W&B over all starts of a run, each identified by its step and the names of its numbers.
 
     A record is noted before it is sent, so that a kill in between loses one record and never duplicates one.

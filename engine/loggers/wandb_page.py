@@ -18,7 +18,7 @@ from dinado.evaluation.judged_samples import JudgedSamples
 from engine.checkpoints import LAST
 from engine.loggers.code_version import code_settings
 from engine.loggers.local_files import numbers_of
-from engine.loggers.wandb_ledger import Given
+from engine.loggers.wandb_ledger import WandbLedger
 from engine.loggers.wandb_samples import COLUMNS, rows
 from workbench.run_folder import RunFolder
 from workbench.run_names import names_of_run
@@ -73,7 +73,7 @@ class WandbPage(WandbLogger):
             mode=self.mode,
             settings=wandb.Settings(x_transaction_log_flush_interval=WRITE_OUT_SECONDS, **code_settings()),
         )
-        self._given = Given(folder.path / "wandb" / "given.jsonl")
+        self._given = WandbLedger(folder.path / "wandb" / "given.jsonl")
         self._before = self._given.rows
 
     @rank_zero_only

@@ -27,7 +27,7 @@ TEMPERATURE = 1.3
 
 
 def log_probs_are_those_of_plain_passes(make: MakeBase) -> None:
-    """A batch of prompts with a common beginning gives every response what a pass of its own gives it."""
+    """Check that a batch of prompts with a common beginning gives every response what a pass of its own gives it."""
     base = make(TEMPERATURE)
     batch = batch_of(base, PROMPTS, RESPONSES, PROMPT_OF)  # log p of plain passes
     torch.testing.assert_close(base.log_probs(batch), batch.log_p_BT, rtol=0, atol=1e-4)
@@ -39,7 +39,7 @@ def log_probs_are_those_of_plain_passes(make: MakeBase) -> None:
 
 
 def samples_record_their_log_probs(make: MakeBase) -> None:
-    """The sampler records log p as teacher forcing finds it."""
+    """Check that the sampler records log p as teacher forcing finds it."""
     base = make(TEMPERATURE)
     ids_PS, mask_PS = base.encode_prompts(PROMPTS)
     decoder = Decoder(base.model, base.temperature)
@@ -52,7 +52,7 @@ def samples_record_their_log_probs(make: MakeBase) -> None:
 
 
 def prompts_are_padded_on_the_left(make: MakeBase) -> None:
-    """Real tokens of a prompt stand on the right, and an empty prompt has one."""
+    """Check that real tokens of a prompt stand on the right, and an empty prompt has one."""
     base = make(1.0)
     ids_PS, mask_PS = base.encode_prompts(PROMPTS)
     assert ids_PS.shape == mask_PS.shape and ids_PS.dtype == torch.long
@@ -63,20 +63,20 @@ def prompts_are_padded_on_the_left(make: MakeBase) -> None:
 
 
 def the_fingerprint_names_p(make: MakeBase) -> None:
-    """The same weights have the same fingerprint; another temperature is another p."""
+    """Check that the same weights have the same fingerprint; another temperature is another p."""
     assert make(1.0).fingerprint == make(1.0).fingerprint
     assert make(1.0).fingerprint != make(TEMPERATURE).fingerprint
 
 
 def texts_have_no_special_tokens(make: MakeBase) -> None:
-    """The end of a response is not part of its text."""
+    """Check that the end of a response is not part of its text."""
     base = make(1.0)
     assert base.decode([3, 5, base.eos_ids[0]]) == base.decode([3, 5]) == "3 5"
     assert base.decode([base.eos_ids[0]]) == ""
 
 
 def switches_nest(make: MakeBase) -> None:
-    """What was injected can be switched on inside a block in which it is off, and returns to its old state."""
+    """Check that injected weights can be switched on inside a block in which they are off, and switch back."""
     base, now, seen = make(1.0), [True], []
 
     @contextmanager
@@ -102,7 +102,7 @@ def switches_nest(make: MakeBase) -> None:
 
 
 def the_base_is_frozen(make: MakeBase) -> None:
-    """No weight of a base takes a gradient, and it never leaves eval mode."""
+    """Check that no weight of a base takes a gradient, and it never leaves eval mode."""
     base = make(1.0).train()
     assert not any(parameter.requires_grad for parameter in base.parameters())
     assert not any(module.training for module in base.model.modules())

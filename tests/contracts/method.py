@@ -67,7 +67,7 @@ def row_alone(batch: RolloutBatch, row: int) -> RolloutBatch:
 
 
 def gives_each_rollout_a_loss(case: MethodCase) -> None:
-    """The loss is finite, of shape [B], and free of the weights, which the training step multiplies it by."""
+    """Check that the loss is finite, of shape [B], and free of the weights, which the training step applies."""
     method, batch = moved(case)
     loss_B = method.terms(batch).loss_B
     assert loss_B.shape == (batch.num_rows,) and loss_B.isfinite().all()
@@ -79,14 +79,14 @@ def gives_each_rollout_a_loss(case: MethodCase) -> None:
 
 
 def a_batch_is_its_rows_one_by_one(case: MethodCase) -> None:
-    """Neither padding nor the other rows of a batch change a loss."""
+    """Check that neither padding nor the other rows of a batch change a loss."""
     method, batch = moved(case)
     alone_B = torch.cat([method.terms(row_alone(batch, row)).loss_B for row in range(batch.num_rows)])
     torch.testing.assert_close(method.terms(batch).loss_B, alone_B, rtol=1e-4, atol=1e-5)
 
 
 def trains_what_it_says(case: MethodCase) -> None:
-    """The loss has a gradient to every trained weight, norm head included, and to no other."""
+    """Check that the loss has a gradient to every trained weight, norm head included, and to no other."""
     method, batch = moved(case)
     method.train().terms(batch).loss_B.sum().backward()
     trained = {name: parameter for name, parameter in method.named_parameters() if parameter.requires_grad}
@@ -98,7 +98,7 @@ def trains_what_it_says(case: MethodCase) -> None:
 
 
 def evaluates_the_model_that_decodes(case: MethodCase) -> None:
-    """log q of held-out rollouts is that of the controlled model, and log p that of the base."""
+    """Check that log q of held-out rollouts is that of the controlled model, and log p that of the base."""
     method, batch = moved(case)
     held_out = method.terms(batch).held_out
     log_q_BT = of_tokens(teacher_forced(method.controlled(1.0), method.base))
@@ -108,7 +108,7 @@ def evaluates_the_model_that_decodes(case: MethodCase) -> None:
 
 
 def predicts_r_if_the_table_says_so(case: MethodCase) -> None:
-    """There is a log R after each token where the row's blocks name the oracle, and nowhere else."""
+    """Check that there is a log R after each token where the row's blocks name the oracle, and nowhere else."""
     method, batch = moved(case)
     terms, predicts_r = method.terms(batch), method_of(case.config).predicts_r
     for log_r_BT in (terms.log_r_BT, terms.held_out.log_r_BT):
@@ -118,7 +118,7 @@ def predicts_r_if_the_table_says_so(case: MethodCase) -> None:
 
 
 def logs_finite_numbers(case: MethodCase) -> None:
-    """What a step logs is finite, under names that begin with a known prefix."""
+    """Check that what a step logs is finite, under names that begin with a known prefix."""
     method, batch = moved(case)
     numbers = StepNumbers()
     for _ in range(2):
@@ -129,7 +129,7 @@ def logs_finite_numbers(case: MethodCase) -> None:
 
 
 def a_checkpoint_holds_what_was_trained(case: MethodCase) -> None:
-    """The state is the trained weights alone, and brings another instance to the same losses."""
+    """Check that the state is the trained weights alone, and brings another instance to the same losses."""
     method, batch = moved(case)
     state = {name: value.clone() for name, value in method.state_dict().items()}
     assert set(state) == {name for name, parameter in method.named_parameters() if parameter.requires_grad}

@@ -42,7 +42,7 @@ class OracleCase:
 
 
 def scores_are_probabilities(case: OracleCase) -> None:
-    """A score is one number in [0, 1] for each text, and so is progress."""
+    """Check that a score is one number in [0, 1] for each text, and so is progress."""
     prompts, texts = case.pairs
     for judge in (case.make(), case.make().checked_progress):
         scores_N = judge(prompts, texts)
@@ -52,7 +52,7 @@ def scores_are_probabilities(case: OracleCase) -> None:
 
 
 def a_batch_is_its_texts_one_by_one(case: OracleCase) -> None:
-    """The scores of a batch do not depend on what else is in it, nor on what was judged before."""
+    """Check that the scores of a batch do not depend on what else is in it, nor on what was judged before."""
     oracle, (prompts, texts) = case.make(), case.pairs
     for judge in (oracle, oracle.checked_progress):
         scores_N = judge(prompts, texts)
@@ -62,7 +62,7 @@ def a_batch_is_its_texts_one_by_one(case: OracleCase) -> None:
 
 
 def a_pickled_oracle_is_the_same(case: OracleCase) -> None:
-    """Pickling keeps scores and fingerprint."""
+    """Check that pickling keeps scores and fingerprint."""
     oracle, (prompts, texts) = case.make(), case.pairs
     copy = pickle.loads(pickle.dumps(oracle))
     assert torch.equal(copy(prompts, texts), oracle(prompts, texts))
@@ -70,7 +70,7 @@ def a_pickled_oracle_is_the_same(case: OracleCase) -> None:
 
 
 def the_fingerprint_names_the_settings(case: OracleCase) -> None:
-    """Equal settings have equal fingerprints, other settings another one, and scoring changes none."""
+    """Check that equal settings have equal fingerprints, other settings another one, and scoring changes none."""
     oracle = case.make()
     fingerprint = oracle.fingerprint
     assert fingerprint == case.make().fingerprint
@@ -82,7 +82,7 @@ def the_fingerprint_names_the_settings(case: OracleCase) -> None:
 
 
 def oracles_compose(case: OracleCase) -> None:
-    """``~``, ``&`` and ``|`` are 1 - a, a b and 1 - (1 - a)(1 - b)."""
+    """Check that ``~``, ``&`` and ``|`` are 1 - a, a b and 1 - (1 - a)(1 - b)."""
     oracle, other, (prompts, texts) = case.make(), (case.other or case.make)(), case.pairs
     a_N, b_N = oracle(prompts, texts), other(prompts, texts)
     expected = ((~oracle, 1 - a_N), (oracle & other, a_N * b_N), (oracle | other, 1 - (1 - a_N) * (1 - b_N)))

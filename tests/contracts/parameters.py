@@ -63,7 +63,7 @@ def of_tokens(log_q: Sequence[Tensor]) -> Tensor:
 
 
 def starts_at_the_base(case: ParametersCase) -> None:
-    """Injecting changes neither p nor the base's fingerprint, and q is p."""
+    """Check that injecting changes neither p nor the base's fingerprint, and q is p."""
     base = case.base()
     batch, fingerprint = batch_of(base), base.fingerprint
     log_p_BT = base.log_probs(batch)
@@ -76,7 +76,7 @@ def starts_at_the_base(case: ParametersCase) -> None:
 
 
 def switches_off_and_on(case: ParametersCase) -> None:
-    """Off, the base inside is the pretrained one bit for bit; on inside such a block, q is what it was."""
+    """Check that off() gives the pretrained base bit for bit, and that on() inside it gives q again."""
     base = case.base()
     batch = batch_of(base)
     log_p_BT = base.log_probs(batch)
@@ -93,7 +93,7 @@ def switches_off_and_on(case: ParametersCase) -> None:
 
 
 def gradients_reach_what_is_trained(case: ParametersCase) -> None:
-    """A loss of log q has a gradient to every trained weight and to no other."""
+    """Check that a loss of log q has a gradient to every trained weight and to no other."""
     scores, batch = moved(case)
     scores.train().log_q(batch).sum().backward()
     reached = {name for name, parameter in scores.named_parameters() if parameter.grad is not None}
@@ -102,7 +102,7 @@ def gradients_reach_what_is_trained(case: ParametersCase) -> None:
 
 
 def statistics_agree(case: ParametersCase) -> None:
-    """log_q, and the statistics with and without a maximum, are of one model, with gradients of one function."""
+    """Check that log_q and the statistics, with and without a maximum, are those of one model."""
     scores, batch = moved(case)
     wanted, found = scores.log_q(batch), []
     for needs in (Needs(), Needs(maximum=True), Needs(maximum=True, taps=(0.5, 1.0)), Needs(taps=(0.5, 1.0))):
@@ -120,7 +120,7 @@ def statistics_agree(case: ParametersCase) -> None:
 
 
 def decodes_what_was_trained(case: ParametersCase) -> None:
-    """At strength 1 decoding is the model of the statistics, at 0 the base, and between them p R^alpha."""
+    """Check that decoding is the model of the statistics at strength 1, the base at 0, and p R^alpha between them."""
     scores, batch = moved(case)
     base = scores.base
     with scores.off():
@@ -137,14 +137,14 @@ def decodes_what_was_trained(case: ParametersCase) -> None:
 
 
 def measures_its_change(case: ParametersCase) -> None:
-    """The norm of the change is above 0 once a weight has moved."""
+    """Check that the norm of the change is above 0 once a weight has moved."""
     scores, _ = moved(case)
     norm = scores.change_norm()
     assert isinstance(norm, float) and 0 < norm < float("inf")
 
 
 def a_checkpoint_brings_it_back(case: ParametersCase) -> None:
-    """The trained weights of one instance make another one, of another seed, the same model."""
+    """Check that the trained weights of one instance make another one, of another seed, the same model."""
     scores, batch = moved(case)
     state = {name: parameter.detach().clone() for name, parameter in scores.trained().items()}
     fresh = case.inject(case.base(), 1).eval()
@@ -156,7 +156,7 @@ def a_checkpoint_brings_it_back(case: ParametersCase) -> None:
 
 
 def folds_or_says_why_not(case: ParametersCase) -> None:
-    """A plain model computes the same, or the error gives the reason."""
+    """Check that a plain model computes the same, or the error gives the reason."""
     scores, batch = moved(case)
     base, log_q_BT = scores.base, scores.log_q(batch).detach()
     try:
@@ -171,7 +171,7 @@ def folds_or_says_why_not(case: ParametersCase) -> None:
 
 
 def groups_are_a_partition(case: ParametersCase) -> None:
-    """Every trained weight is in one group of the optimiser; pairs and what the norm head shares are trained too."""
+    """Check that every trained weight is in one group of the optimiser; pairs and shared weights are trained."""
     scores = case.inject(case.base(), 0)
     trained = {id(parameter) for parameter in scores.trained().values()}
     grouped = [id(parameter) for group in scores.groups() for parameter in group]
@@ -181,7 +181,7 @@ def groups_are_a_partition(case: ParametersCase) -> None:
 
 
 def layers_may_be_recomputed(case: ParametersCase) -> None:
-    """With recomputed layers the gradients are the same."""
+    """Check that with recomputed layers the gradients are the same."""
     scores, batch = moved(case)
     if (model := scores.recomputable()) is None:
         return

@@ -30,7 +30,7 @@ def built(config: TaskCase) -> Task:
 
 
 def prompts_are_unique(config: TaskCase) -> None:
-    """Both sides have prompts, an id belongs to one prompt, and nothing is asked on both sides."""
+    """Check that both sides have prompts, an id belongs to one prompt, and nothing is asked on both sides."""
     source = source_of(config)
     assert source.train and source.val
     if task_of(config).exact:
@@ -44,14 +44,14 @@ def prompts_are_unique(config: TaskCase) -> None:
 
 
 def is_the_same_every_time(config: TaskCase) -> None:
-    """Prompts, their order and the oracle do not depend on anything but the settings."""
+    """Check that prompts, their order and the oracle do not depend on anything but the settings."""
     first, second = built(config), built(config)
     assert first.train_prompts == second.train_prompts and first.val_prompts == second.val_prompts
     assert first.oracle.fingerprint == second.oracle.fingerprint
 
 
 def its_oracle_judges_its_prompts(config: TaskCase) -> None:
-    """The oracle finds in each prompt what it needs, and survives pickling with the prompts."""
+    """Check that the oracle finds in each prompt what it needs, and survives pickling with the prompts."""
     task = built(config)
     texts = ["1", "2 1"] if task_of(config).exact else list(TEXTS)
     for prompt in (*task.train_prompts[:20], *task.val_prompts[:20]):

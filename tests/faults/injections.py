@@ -2,6 +2,8 @@
 
 A fault is given a folder in which a run can be started. It starts one, hits it, checks what was said, mends what only a
 person can mend, and leaves a run that ``--resume`` finishes.
+
+Longer than 300 lines because it is about one thing: one list of everything that is done to a run.
 """
 
 from __future__ import annotations
