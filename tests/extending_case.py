@@ -107,6 +107,9 @@ def copy_project(folder: Path, *, tests: bool = False) -> Path:
     """Copy the code and its experiments, compiled files included, with or without the tests."""
     for name in (*COPIED, *(("tests",) if tests else ())):
         shutil.copytree(ROOT / name, folder / name)
+    (folder / "docs").mkdir()
+    for page in (ROOT / "docs").glob("*.md"):
+        shutil.copy2(page, folder / "docs" / page.name)
     for script in (*ROOT.glob("*.py"), ROOT / "pyproject.toml"):
         shutil.copy2(script, folder / script.name)
     return folder

@@ -19,6 +19,7 @@ from dinado.errors import ConfigError
 from workbench.run_folder import RunFolder
 from workbench.settings import loader, schema
 from workbench.settings.config import Config
+from workbench.settings.methods import METHODS
 
 
 def fails(experiment: str, *overrides: str) -> str:
@@ -254,7 +255,7 @@ def test_later_override_wins_and_wandb_key_is_ignored():
         ("trainer.progress=maybe", "expected bool"),
         (
             "method=dinado-sft",
-            "expected nado | dinado_soft | dinado_merge | dinado_hard | sft; did you mean dinado_soft?",
+            f"expected {' | '.join(METHODS)}; did you mean dinado_soft?",
         ),
         ("optim={lr: 1}", "optim is a section"),
     ],

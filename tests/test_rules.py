@@ -9,7 +9,9 @@ import pytest
 
 from dinado.errors import ConfigError
 from workbench.settings import derived, loader, schema
+from workbench.settings.parameterisations import PARAMETERISATIONS
 
+POLICIES = " or ".join(row.name for row in PARAMETERISATIONS.values() if row.policy)
 PLAIN = str(Path(__file__).parent / "experiments" / "plain.yaml")
 
 
@@ -110,8 +112,8 @@ INVALID = [
     # parameters
     (PLAIN, "method=nado parameters=lora", "parameters=lora: nado; use network or auto"),
     (PLAIN, "method=dinado_soft parameters=full", "use network or auto"),
-    (PLAIN, "parameters=network", "parameters=network: dinado_merge; use lora or full or auto"),
-    (PLAIN, "method=sft parameters=network", "use lora or full or auto"),
+    (PLAIN, "parameters=network", f"parameters=network: dinado_merge; use {POLICIES} or auto"),
+    (PLAIN, "method=sft parameters=network", f"use {POLICIES} or auto"),
     ("exact_world", "method=dinado_merge parameters=lora", "no weights to adapt; use network or auto"),
     # proposal
     (PLAIN, "rollouts.temperature=1.2", "rollouts.temperature=1.2: the proposal is not the base"),

@@ -1,11 +1,14 @@
 """Tables of docs/methods.md, made from the tables of methods and parameterisations without importing torch.
 
-``python -m workbench.settings.tables`` prints them.
+``python -m workbench.settings.tables`` prints them; with the path of the page, it puts them in their places there.
 """
 
 from __future__ import annotations
 
+import re
+import sys
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 
 from workbench.settings.methods import METHODS, Method
 from workbench.settings.parameterisations import PARAMETERISATIONS
@@ -26,6 +29,14 @@ def parameterisations_table() -> str:
     return _markdown(("`parameters`", "what is trained", "score"), rows)
 
 
+def updated(text: str) -> str:
+    """Return a page with every table that has the header of one of ours replaced."""
+    for table in (parameterisations_table(), methods_table()):
+        header = re.escape(table.partition("\n")[0])
+        text = re.sub(rf"^{header}\n(?:\|.*\n)*", lambda _, table=table: f"{table}\n", text, flags=re.MULTILINE)  # type: ignore[misc]
+    return text
+
+
 def _trainable(method: Method) -> list[str]:
     """List the parameterisations of a method on a base with weights to adapt, the one that `auto` takes first."""
     names = [row.name for row in PARAMETERISATIONS.values() if (method.policy if row.policy else method.network)]
@@ -39,4 +50,7 @@ def _markdown(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 if __name__ == "__main__":
-    print(parameterisations_table(), methods_table(), sep="\n\n")
+    for page in map(Path, sys.argv[1:]):
+        page.write_text(updated(page.read_text(encoding="utf-8")), encoding="utf-8")
+    if not sys.argv[1:]:
+        print(parameterisations_table(), methods_table(), sep="\n\n")
