@@ -71,6 +71,7 @@ class RolloutDataModule(LightningDataModule):
         self._run_stores = RunStores(config, base, task)
         self._states = StateChoice(config, base)
         self._plans = PlanChoice(config)
+        self._first_rows: Rows | None = None
         self._first = 0  # first optimiser step of the current round
         self._plan: BatchPlan | StratifiedPlan | None = None
         self._base = base
@@ -90,7 +91,11 @@ class RolloutDataModule(LightningDataModule):
         self.steps_done = 0
         self.models, self._first = [], 0
         self.stores = self._run_stores.first()
-        self._read()
+        # Lightning sets up what the session has set up already, now with the number of processes.
+        first_rows, self._first_rows = self._first_rows if self.trainer else None, None
+        self._read(first_rows)
+        if not self.trainer:
+            self._first_rows = self._read_rows
 
     @property
     def num_steps(self) -> int:
@@ -141,13 +146,17 @@ class RolloutDataModule(LightningDataModule):
         self.models.append(model)
         self._read()
 
-    def _read(self) -> None:
-        """Read the rows of all rounds so far, and build the plan that serves them from the first step of this round.
+    def _read(self, rows: Rows | None = None) -> None:
+        """Build the plan that serves the rows of all rounds so far from the first step of this round.
 
         There is no plan while rounds remain and either no rollout is accepted or there are too few rows for a step:
         rejected rollouts alone say nothing about q*, and a model that learns to avoid them drifts away from the base.
+
+        Args:
+            rows: what has been read already; None reads the stores.
         """
-        self.rows, self._plan = self._train_rows(), None
+        self._read_rows = self.rows = self._train_rows() if rows is None else rows
+        self._plan = None
         more = len(self.models) + 1 < self.config.rollouts.rounds
         if more and not (self.rows.score_N > 0).any():
             return

@@ -157,6 +157,7 @@ def test_looking_ahead_alone(tmp_path: Path, experiment: str, method: str, param
     assert metrics["train/lookahead"] > 0
 
 
+@pytest.mark.slow
 def test_recorded_states_train_the_same_model(tmp_path: Path) -> None:
     words = ["method=dinado_soft", "optim.steps=60", "optim.lr=1e-2", "rollouts.per_prompt=400"]
     ran, read = (outcome(tmp_path, "exact_gpt2", *words, f"data.states={kept}") for kept in ("off", "float32"))

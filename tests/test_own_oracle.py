@@ -96,6 +96,7 @@ def test_a_users_own_oracle_model_and_prompts(command: Command, own_words: list[
     assert len(answers) == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("parameters", ["parameters=full", "method=nado", "method=dinado_hard", "method=sft"])
 def test_other_methods_on_the_same_rollouts(command: Command, own_words: list[str], parameters: str) -> None:
     result = command(train, *own_words, parameters, "optim.steps=2")
