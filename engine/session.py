@@ -32,7 +32,7 @@ from engine.restoring import build_base, build_world, check_and_load
 from engine.results import final_metrics, last_numbers, show_results
 from engine.rounds import Rounds
 from engine.trainer import build_trainer, connect, count_parameters
-from lightning_modules.build_method import build_method
+from lightning_modules.build_method import build_method, check_rows
 from lightning_modules.callbacks.graceful_stop import GracefulStop, interruptible, interruption
 from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
 from lightning_modules.callbacks.norm_fit import NormFit
@@ -90,6 +90,7 @@ def train(
     # Fail before the sampling instead of after it.
     device = device_of(config.trainer)
     check_loggers(config)
+    check_rows(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     task, base = build_task(config), build_base(config)
     world = build_world(config, base)
