@@ -22,6 +22,11 @@ from workbench.settings.tasks import TaskConfig
 
 T = TypeVar("T")
 
+_AUTO = ", ".join(
+    f"{kind} for {' and '.join(row.name for row in METHODS.values() if row.default == kind)}"
+    for kind in dict.fromkeys(row.default for row in METHODS.values())
+)
+
 
 @dataclass
 class Settings:
@@ -31,8 +36,8 @@ class Settings:
     method: str = setting("dinado_merge", "Training method, see the list of methods.", choices=tuple(METHODS))
     parameters: str = setting(
         "auto",
-        """What is trained: an oracle network beside the base, adapters in it, or all its weights. `auto`: network for
-        nado, dinado_soft and dinado_hard, lora for dinado_merge and sft; network for all on the exact world.""",
+        f"""What is trained: an oracle network beside the base, adapters in it, or all its weights. `auto`: {_AUTO};
+        network for all on the exact world.""",
         choices=("auto", *PARAMETERISATIONS),
     )
     sft_data: Literal["positives", "references"] = setting(
