@@ -14,14 +14,15 @@ import sys
 from dinado.errors import ConfigError
 from dinado.ranks import is_writer
 from workbench import cli, help
-from workbench.launching import check_place
+from workbench.launching import check_alone, check_place
 from workbench.processes import processes
 from workbench.run_folder import RunFolder, find_run
 from workbench.run_names import FAST_DEV_RUN
 from workbench.run_status import status
 from workbench.settings import loader
+from workbench.settings.loaded import Loaded
 
-OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.FAST_DEV_RUN, cli.RESUME, cli.CONTINUE, cli.JSON]
+OPTIONS = [cli.PRINT_CONFIG, cli.DRY_RUN, cli.PROBE, cli.FAST_DEV_RUN, cli.RESUME, cli.CONTINUE, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -53,6 +54,8 @@ def main(arguments: cli.Arguments) -> int:
 
         dry_run(loaded.config)
         return 0
+    if arguments.flag(cli.PROBE):
+        return look(arguments, loaded)
     check_place(loaded.config.trainer.devices, loaded.config.trainer.num_nodes)
     if resume is None:
         # The overrides record --fast-dev-run, so that a small trial run and the full run get different names.
@@ -85,6 +88,20 @@ def main(arguments: cli.Arguments) -> int:
     if arguments.flag(cli.JSON) and is_writer():
         cli.print_json({**outcome.metrics, "run_dir": str(folder.path)})
     return outcome.exit_code
+
+
+def look(arguments: cli.Arguments, loaded: Loaded) -> int:
+    """Judge some texts of the base and train nothing (``--probe``)."""
+    check_alone()
+    from engine.probe import probe
+
+    if arguments.value(cli.RESUME) is not None:
+        raise ConfigError("--probe looks at the base of an experiment; a run that exists needs none")
+    words = [*arguments.positional, *arguments.overrides]
+    numbers = probe(loaded.config, words, quiet=arguments.flag(cli.JSON))
+    if arguments.flag(cli.JSON):
+        cli.print_json(numbers)
+    return 0
 
 
 if __name__ == "__main__":

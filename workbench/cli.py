@@ -48,6 +48,7 @@ class Option:
 HELP = Option("help", "Print this page, or one section of it.", "[section]")
 PRINT_CONFIG = Option("print-config", "Print the resolved settings and where each comes from, then stop.")
 DRY_RUN = Option("dry-run", "Build everything, print the sizes, take no step.")
+PROBE = Option("probe", "Judge 64 texts of the base, print the verdicts and settings that suit, train nothing.")
 FAST_DEV_RUN = Option("fast-dev-run", "Run every stage once on very little data.")
 RESUME = Option("resume", "Continue a run from its folder, runs/<experiment>/<run_id>.", "RUN")
 CONTINUE = Option("continue", "Go on with the run that an earlier start of this job has left, or start it.")
