@@ -16,6 +16,7 @@ from dinado.oracles import Oracle
 from dinado.ranks import rank_and_size
 from dinado.rollouts.collect import Progress, collect, progress_bar
 from dinado.rollouts.rollout_store import RolloutStore
+from dinado.rollouts.served_texts import ServedTexts
 from dinado.rollouts.state_store import StateStore, record_states
 
 log = logging.getLogger(__name__)
@@ -29,13 +30,23 @@ class StoreFiller:
         oracle: scores the texts.
         states: chooses the states to keep.
         progress: whether to show progress bars.
+        served: the server that stores with an engine are sampled from.
     """
 
-    def __init__(self, base: BaseLM, oracle: Oracle, states: StateChoice, *, progress: bool) -> None:
+    def __init__(
+        self,
+        base: BaseLM,
+        oracle: Oracle,
+        states: StateChoice,
+        *,
+        progress: bool,
+        served: ServedTexts | None = None,
+    ) -> None:
         self._base = base
         self._oracle = oracle
         self._states = states
         self._progress = progress
+        self._served = served
 
     def fill_all(self, stores: Sequence[RolloutStore]) -> float:
         """Sample the missing rollouts of all stores; return the rollouts per second of all processes together.
@@ -72,6 +83,7 @@ class StoreFiller:
             on_progress=on_progress,
             states=self._on_the_way(store) if controlled is None else None,
             controlled=controlled,
+            served=self._served,
         )
         store.wait()
 
@@ -93,7 +105,7 @@ class StoreFiller:
 
     def _on_the_way(self, store: RolloutStore) -> StateStore | None:
         """Return the state store to fill while sampling, or None; held-out rollouts are read too seldom for one."""
-        if store.spec.split != "train" or store.is_complete():
+        if store.spec.split != "train" or store.spec.engine is not None or store.is_complete():
             return None
         states = self._states.while_sampling(store)
         if states is not None and rank_and_size()[0] == 0:

@@ -31,6 +31,7 @@ from dinado.objectives.weights import effective_size
 from dinado.rollouts.drawn import read_rounds
 from dinado.rollouts.rollout_store import RolloutStore
 from dinado.rollouts.rollout_table import store_summary
+from dinado.rollouts.served_texts import differences
 from workbench.settings.config import Config
 from workbench.settings.derived import looks_ahead, round_sizes, round_starts, row_source
 
@@ -249,7 +250,8 @@ class RolloutDataModule(LightningDataModule):
         if not len(rows):
             raise DataError("every rollout was cut off and left out; raise rollouts.max_new_tokens")
         self._weight_N = rows.weight_N.copy()
-        self.summary = store_summary(drawn.rollouts) | weights
+        apart = differences([block for store in self.stores for block in store.drawn_by()])
+        self.summary = store_summary(drawn.rollouts) | weights | apart
         if looks_ahead(config):
             rows, found = with_lookahead(
                 rows,

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+from datamodules.engine_choice import EngineChoice
 from datamodules.tasks.task import Task
 from dinado.bases.causal import BaseLM
 from dinado.rollouts.proposal import Proposal
@@ -35,6 +36,7 @@ class RunStores:
         self._first_round = round_sizes(config)[0]
         self._candidates = config.objective.lookahead.candidates if looks_ahead(config) else 0
         self._trains_on_rollouts = uses_rollouts(config)
+        self._engine = EngineChoice(config) if config.rollouts.engine != "local" else None
 
     def needed(self) -> list[RolloutStore]:
         """List the stores that have to be complete before the run can start."""
@@ -48,7 +50,14 @@ class RunStores:
         """Return the store of the training rollouts from the configured proposal, or of the first round's."""
         settings = self._rollouts
         proposal = Proposal(settings.temperature, settings.top_k, settings.top_p)
-        return self._train(per_prompt=self._first_round, proposal=proposal, beam=settings.source == "beam")
+        part: dict[str, Any] = {"per_prompt": self._first_round, "proposal": proposal}
+        if self._engine is None:
+            return self._train(**part, beam=settings.source == "beam")
+        if (known := self._engine.last_seen()) is not None and (
+            store := self._train(**part, engine=known)
+        ).is_complete():
+            return store
+        return self._train(**part, engine=self._engine.ask())
 
     def later(self, index: int, model: str, counts: Sequence[int]) -> list[RolloutStore]:
         """Return the stores of a later round: one sampled from the base, one from the model as the round began.

@@ -27,6 +27,10 @@ class StoreError(UserError):
     """A rollout store that cannot be used as requested."""
 
 
+class EngineError(UserError):
+    """An inference server that is away, fails, or serves something else than the base."""
+
+
 class CheckpointError(UserError):
     """A run or checkpoint that is missing, incomplete, or belongs to another base model."""
 

@@ -14,6 +14,7 @@ from lightning.pytorch.loggers import Logger
 from rich.console import Console
 
 from datamodules.batch_plan import micro_batches
+from datamodules.engine_choice import served_texts
 from datamodules.fill_stores import StoreFiller
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.run_stores import RunStores
@@ -101,7 +102,7 @@ def train(
         base.model.to(device)
         console.print(f"run {folder.path}: {config.method} on {base.name}, {len(task.train_prompts)} prompts")
         stores, states = RunStores(config, base, task), StateChoice(config, base)
-        filler = StoreFiller(base, task.oracle, states, progress=config.trainer.progress)
+        filler = StoreFiller(base, task.oracle, states, progress=config.trainer.progress, served=served_texts(config))
         rollouts_per_s = filler.fill_all(stores.needed())
         for store in stores.first():
             filler.fill_states(store)

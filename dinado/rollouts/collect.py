@@ -9,7 +9,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -20,7 +20,8 @@ from dinado.rollouts.beam import beam_search
 from dinado.rollouts.continuations import likeliest, look_ahead
 from dinado.rollouts.rollout_store import RolloutStore
 from dinado.rollouts.rollout_table import store_summary
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import Decoder, Samples, sample, uniforms
+from dinado.rollouts.served_texts import ServedTexts
 from dinado.rollouts.shard import shard_digest
 from dinado.rollouts.state_store import StateStore
 
@@ -68,6 +69,7 @@ def collect(
     on_progress: Callable[[Progress], None] | None = None,
     states: StateStore | None = None,
     controlled: ControlledLM | None = None,
+    served: ServedTexts | None = None,
 ) -> Progress:
     """Make the missing blocks of ``store`` that belong to this process.
 
@@ -79,18 +81,26 @@ def collect(
         states: store for the base's hidden states of newly sampled texts; existing texts get theirs from
             :func:`~dinado.rollouts.state_store.record_states`.
         controlled: the model to sample in place of the base, that of ``store.spec.model``.
+        served: the server that samples in place of the base, that of ``store.spec.engine``.
 
     Raises:
+        EngineError: the server failed; blocks that it has finished are stored.
         OracleError: the oracle failed.
         StoreError: a file cannot be written.
     """
     missing = [block for block in store.missing_blocks() if block % world_size == rank]
     progress = Progress(total=store.spec.num_rollouts(missing))
     start = time.monotonic()
-    with base.adapters(on=False), base.in_step():
+    with base.adapters(on=False), base.in_step(), ExitStack() as opened:
+        answers: Iterator[Samples] = iter(())
+        if store.spec.engine is not None and served is not None:
+            unsampled = [block for block in missing if not store.has_texts(block)]
+            answers = drawing = served.blocks(base, store.spec, unsampled, store.round)
+            opened.callback(drawing.close)
         for block in missing:
             if not store.has_texts(block):
-                progress.tokens += _sample_block(base, store, block, states, controlled)
+                drawn = next(answers, None)
+                progress.tokens += _sample_block(base, store, block, states, controlled, drawn)
             if not store.has_scores(block):
                 _score_block(oracle, store, block)
             if store.candidates and not store.has_lookahead(block):
@@ -105,16 +115,23 @@ def collect(
 
 
 def _sample_block(
-    base: BaseLM, store: RolloutStore, block: int, states: StateStore | None, controlled: ControlledLM | None
+    base: BaseLM,
+    store: RolloutStore,
+    block: int,
+    states: StateStore | None,
+    controlled: ControlledLM | None,
+    drawn: Samples | None,
 ) -> int:
-    """Sample and store the texts of a block; return the number of tokens."""
+    """Sample the texts of a block, unless a server has drawn them, and store them; return the number of tokens."""
     spec = store.spec
     counts = [spec.count(position) for position in spec.block(block)]
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
     ids_PS, mask_PS = ids_PS.to(base.device), mask_PS.to(base.device)
     stream: tuple[int | str, ...] = (spec.seed, "rollouts", spec.split, store.round, *_part(store))
     uniform_NT = uniforms(spec.block(block), counts, spec.max_new_tokens, *stream)
-    if spec.beam:
+    if drawn is not None:
+        samples = drawn
+    elif spec.beam:
         samples = beam_search(base, ids_PS, mask_PS, spec.per_prompt, spec.max_new_tokens)
     elif controlled is None:
         decoder = Decoder(base.model, base.temperature, () if states is None else states.depths)

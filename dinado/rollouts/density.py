@@ -20,8 +20,11 @@ CHUNK = 256
 
 
 @torch.no_grad()
-def proposal_log_density(base: BaseLM, proposal: Proposal, batch: RolloutBatch) -> Tensor:
-    """Compute log s of whole responses ``[B]`` under a flattened or truncated base; -inf if it can never draw one."""
+def proposal_log_probs(base: BaseLM, proposal: Proposal, batch: RolloutBatch) -> Tensor:
+    """Compute log s of every token ``[B, T]`` under a flattened or truncated base, 0 on padding.
+
+    Tokens that it can never draw have -inf.
+    """
     keep_BT = batch.response_mask_BT.bool()
     hidden_ND, tokens_N = base.states(batch).hidden_BTD[keep_BT], batch.response_BT[keep_BT]
     log_s_N = torch.cat(
@@ -31,7 +34,12 @@ def proposal_log_density(base: BaseLM, proposal: Proposal, batch: RolloutBatch) 
         ]
     )
     log_s_BT = torch.zeros(keep_BT.shape, dtype=log_s_N.dtype, device=log_s_N.device)
-    return log_s_BT.masked_scatter(keep_BT, log_s_N).double().sum(1)
+    return log_s_BT.masked_scatter(keep_BT, log_s_N)
+
+
+def proposal_log_density(base: BaseLM, proposal: Proposal, batch: RolloutBatch) -> Tensor:
+    """Compute log s of whole responses ``[B]`` under a flattened or truncated base; -inf if it can never draw one."""
+    return proposal_log_probs(base, proposal, batch).double().sum(1)
 
 
 def fill_densities(

@@ -128,8 +128,12 @@ class RolloutStore:
                 "finished": samples.finished,
                 "text": list(texts),
             },
-            schema=TEXT_SCHEMA,
+            schema=TEXT_SCHEMA.with_metadata(samples.drawn_by or None),
         )
+
+    def drawn_by(self) -> list[dict[bytes, bytes] | None]:
+        """Return what the blocks record about a server that drew them; all of them have to be stored."""
+        return [self.read_texts(block).schema.metadata for block in range(self.spec.num_blocks)]
 
     def write_texts(self, block: int, table: pa.Table) -> None:
         """Store the rows of :meth:`texts_table`, unless another run has stored them first."""

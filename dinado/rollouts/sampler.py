@@ -40,6 +40,7 @@ class Samples:
         finished: whether the response ended within the budget.
         prompt_of: index of the prompt.
         states: hidden states along the responses, if the decoder has layers to return.
+        drawn_by: what to record with the texts about a server that drew them.
     """
 
     tokens: list[list[int]] = field(default_factory=list)
@@ -48,6 +49,7 @@ class Samples:
     finished: list[bool] = field(default_factory=list)
     prompt_of: list[int] = field(default_factory=list)
     states: TracedStates | None = None
+    drawn_by: dict[str, str] = field(default_factory=dict)
 
 
 class Decoder:

@@ -35,6 +35,7 @@ class StoreSpec:
         model: fingerprint of the controlled model that is sampled; None samples the base.
         counts: number of rollouts of each prompt where they differ, at least 1.
         beam: search for the K likeliest responses of the base instead of sampling; they have no density.
+        engine: identity of the inference server that samples in place of the base, as JSON; None samples here.
 
     Raises:
         DataError: there are no prompts.
@@ -51,6 +52,7 @@ class StoreSpec:
     model: str | None = None
     counts: tuple[int, ...] | None = None
     beam: bool = False
+    engine: str | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -79,6 +81,7 @@ class StoreSpec:
         later: dict[str, Any] = {} if self.model is None else {"model": self.model}
         later |= {} if self.counts is None else {"counts": list(self.counts)}
         later |= {"beam": True} if self.beam else {}
+        later |= {} if self.engine is None else {"engine": json.loads(self.engine)}
         return {
             "schema": SCHEMA_VERSION,
             "base": self.base,
@@ -107,7 +110,12 @@ class StoreSpec:
 
 def source_name(spec: StoreSpec) -> str:
     """Return a name for the distribution of a store's rollouts; equal for stores of one density."""
-    return digest([spec.base, spec.model, asdict(spec.proposal), *(["beam"] if spec.beam else [])])
+    return digest([spec.base, spec.model, asdict(spec.proposal), *_kind(spec)])
+
+
+def _kind(spec: StoreSpec) -> list[str]:
+    """Return what sets a source apart from samples drawn here."""
+    return [*(["beam"] if spec.beam else []), *([] if spec.engine is None else [spec.engine])]
 
 
 def digest(value: Sequence[Any] | dict[str, Any]) -> str:

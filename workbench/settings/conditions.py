@@ -179,6 +179,11 @@ def one_round(config: Any) -> str | None:
     return "rollouts.rounds=1 has no later round" if config.rollouts.rounds == 1 else None
 
 
+def local_rollouts(config: Any) -> str | None:
+    """Tell why settings of an inference server have no effect."""
+    return "it belongs to rollouts.engine=openai" if config.rollouts.engine == "local" else None
+
+
 def even_budget(config: Any) -> str | None:
     """Tell why the cap on an uneven budget has no effect."""
     if (reason := one_round(config)) is not None:

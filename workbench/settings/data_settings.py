@@ -140,6 +140,41 @@ class RolloutConfig:
         """Draw rollouts, or take the `per_prompt` likeliest ones of a beam search (needs
         `targets.weights=likelihood`).""",
     )
+    engine: Literal["local", "openai"] = setting(
+        "local",
+        """Draw the training rollouts from the base here, or from an inference server (vLLM, SGLang; docs/engines.md).
+        Held-out rollouts and later rounds are drawn here. Needs `targets.weights=importance` or `balance`.""",
+    )
+    url: str | None = setting(
+        None,
+        "Root of the server, such as http://localhost:8000; a key is read from the environment's OPENAI_API_KEY.",
+        role="execution",
+        unread=when.local_rollouts,
+    )
+    served_model: str | None = setting(
+        None, "Name of the base on the server; null takes the only model there.", unread=when.local_rollouts
+    )
+    max_difference: float = setting(
+        0.1,
+        """Largest mean difference, in nats per token and block, between the server's log-probabilities and the base's;
+        above it the rollouts are refused.""",
+        POSITIVE,
+        role="execution",
+        unread=when.local_rollouts,
+    )
+    requests: int = setting(
+        32, "Requests under way at a time, per process.", POSITIVE, role="execution", unread=when.local_rollouts
+    )
+    patience_s: float = setting(
+        120.0,
+        "How long a request is tried again while the server fails or restarts, in seconds.",
+        NOT_NEGATIVE,
+        role="execution",
+        unread=when.local_rollouts,
+    )
+    timeout_s: float = setting(
+        600.0, "How long one request may take, in seconds.", POSITIVE, role="execution", unread=when.local_rollouts
+    )
     top_k: int = setting(0, "Truncate the proposal to the k likeliest tokens; 0 is off.", NOT_NEGATIVE)
     top_p: float = setting(1.0, "Truncate the proposal to the smallest set of this mass; 1 is off.", SHARE)
     truncated: Literal["fail", "score", "drop"] = setting(

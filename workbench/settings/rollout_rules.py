@@ -11,6 +11,8 @@ from workbench.settings.loaded import Loaded, said
 def proposal(loaded: Loaded) -> Iterator[str]:
     """Require weights that correct for the proposal of the rollouts."""
     rollouts, targets = loaded.config.rollouts, loaded.config.targets
+    if rollouts.engine != "local":
+        yield from _engine(loaded)
     if rollouts.source == "beam":
         yield from _beam(loaded)
         return
@@ -28,6 +30,24 @@ def proposal(loaded: Loaded) -> Iterator[str]:
             f"{said(loaded, f'rollouts.{changed[0]}')}: targets.complement needs rollouts from the base; "
             "set targets.complement=false"
         )
+
+
+def _engine(loaded: Loaded) -> Iterator[str]:
+    """Require what makes rollouts of a server usable: a URL, plain sampling, and weights by its own probabilities."""
+    rollouts, targets = loaded.config.rollouts, loaded.config.targets
+    engine = said(loaded, "rollouts.engine")
+    if not uses_rollouts(loaded.config):
+        source = f"method={loaded.config.method} with sft_data=references"
+        yield f"{engine}: {source} samples nothing to train on"
+    if rollouts.url is None:
+        yield f"{engine}: name the server, for example rollouts.url=http://localhost:8000"
+    elif not rollouts.url.startswith(("http://", "https://")):
+        yield f"{said(loaded, 'rollouts.url')}: begins with http:// or https://"
+    for name, value in {"source": "sample", "top_k": 0, "top_p": 1.0}.items():
+        if getattr(rollouts, name) != value:
+            yield f"{said(loaded, f'rollouts.{name}')}: not with rollouts.engine=openai; leave it at {value}"
+    if targets.weights not in ("importance", "balance"):
+        yield f"{engine}: a server's probabilities are not quite the base's, so set targets.weights=importance"
 
 
 def _beam(loaded: Loaded) -> Iterator[str]:
