@@ -12,12 +12,11 @@ import os
 import shlex
 import sys
 
-from rich.console import Console
-
 from dinado.errors import ConfigError
 from workbench import cli
 from workbench.cli import Option
 from workbench.launching import check_alone
+from workbench.plain_console import PlainConsole
 from workbench.sweeping import definition
 from workbench.sweeping import summary as report
 from workbench.sweeping.driver import Driver
@@ -52,7 +51,7 @@ def main(arguments: cli.Arguments) -> int:
     os.environ.setdefault("WANDB_MODE", "offline")
     maker = Maker(sweep, arguments.overrides)
     folder = SweepFolder(maker.folder, sweep.metric)
-    console = Console(stderr=arguments.flag(cli.JSON))
+    console = PlainConsole(stderr=arguments.flag(cli.JSON))
     source: Bayes | Listed
     if sweep.method == "bayes":
         source = Bayes(maker, count or 0, seed, folder.path)

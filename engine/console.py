@@ -4,23 +4,21 @@ from __future__ import annotations
 
 import logging
 import os
-import sys
 import warnings
 
-from rich.console import Console
 from rich.logging import RichHandler
 
 from dinado.ranks import is_writer
+from workbench.plain_console import PlainConsole
 
 
-def run_console(quiet: bool) -> Console:
+def run_console(quiet: bool) -> PlainConsole:
     """Return the console of rank 0 and set up logging on it; other ranks stay silent.
 
     Args:
         quiet: write to stderr, because stdout is reserved for ``--json``.
     """
-    # A pipe or a log file has no width, and the table needs one.
-    console = Console(stderr=quiet, width=None if sys.stdout.isatty() else 160)
+    console = PlainConsole(stderr=quiet, piped_width=160)
     level = logging.INFO if is_writer() else logging.ERROR
     logging.basicConfig(
         level=level, format="%(message)s", handlers=[RichHandler(console=console, show_path=False)], force=True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import signal
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -44,6 +45,8 @@ from workbench.launching import exit_code_of
 from workbench.run_folder import RunFolder
 from workbench.settings.config import Config
 from workbench.settings.derived import round_starts
+
+log = logging.getLogger(__name__)
 
 
 @dataclass
@@ -141,8 +144,18 @@ def train(
         log_now(loggers, metrics, config.optim.steps)
         _show_on_page(config, loggers, data, stores, report)
         finish(loggers)
-    show_results(console, config, report, task.name)
+    # All numbers are on disk, so that nothing that happens while they are shown can fail the run.
+    folder.mark("finished")
+    _show(console, config, report, task.name, folder)
     return Outcome(metrics)
+
+
+def _show(console: Console, config: Config, report: Report, task: str, folder: RunFolder) -> None:
+    """Show the results; an error of the terminal becomes a warning, since the run has finished."""
+    try:
+        show_results(console, config, report, task)
+    except Exception as error:
+        log.warning("the table cannot be shown (%s: %s); it is in %s", type(error).__name__, error, folder.path)
 
 
 def _saved(folder: RunFolder, base: BaseLM, resume: bool) -> Saved:

@@ -22,6 +22,7 @@ from dinado.errors import ConfigError, UserError
 from dinado.ranks import is_writer
 from workbench import help
 from workbench.launching import LAST_WORDS, exit_code_of, say
+from workbench.plain_console import accept_every_character, is_unicode
 from workbench.plain_files import json_line
 from workbench.settings import schema
 
@@ -135,6 +136,7 @@ def run(
     """
     # OpenMP reads this when torch is first imported: idle threads that spin cost a busy machine most of its speed.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    accept_every_character()
     try:
         arguments = parse(sys.argv[1:] if argv is None else argv, options, settings)
         if arguments.help is not None:
@@ -198,7 +200,7 @@ def number(arguments: Arguments, option: Option, kind: type[N], default: D, leas
 def print_json(record: Mapping[str, Any]) -> None:
     """Print the result of ``--json``; call this last, so that the result is the last line of stdout."""
     sys.stderr.flush()
-    print(json_line(record), flush=True)
+    print(json_line(record, ascii_only=not is_unicode(sys.stdout)), flush=True)
 
 
 def _is_switch(word: str) -> bool:

@@ -53,7 +53,7 @@ def say(text: str) -> None:
     if file is None:
         print(text, file=sys.stderr, flush=True)
     else:
-        Path(file).write_text(text.removeprefix("error: "), encoding="utf-8")
+        Path(file).write_text(text.removeprefix("error: "), encoding="utf-8", errors="backslashreplace")
 
 
 def exit_code_of(stop: KeyboardInterrupt) -> int:

@@ -10,9 +10,15 @@ from pathlib import Path
 from typing import Any
 
 
-def json_line(record: Mapping[str, Any]) -> str:
-    """Format one line of strict JSON: NaN and infinities become null, tensors and arrays become plain numbers."""
-    return json.dumps(_plain(record), allow_nan=False, ensure_ascii=False)
+def json_line(record: Mapping[str, Any], ascii_only: bool = False) -> str:
+    """Format one line of strict JSON: NaN and infinities become null, tensors and arrays become plain numbers.
+
+    Args:
+        ascii_only: escape all other characters.
+    """
+    text = json.dumps(_plain(record), allow_nan=False, ensure_ascii=ascii_only)
+    # Half of a surrogate pair has no encoding; its escape is the same string in JSON.
+    return text.encode("utf-8", "backslashreplace").decode("utf-8")
 
 
 def _plain(value: Any) -> Any:
@@ -30,7 +36,7 @@ def _plain(value: Any) -> Any:
 
 
 def write_text(file: Path, text: str) -> None:
-    """Replace a file atomically: a reader finds the old content or the new."""
+    """Replace a file atomically: a reader finds the old content or the new. Half a surrogate pair is escaped."""
     part = file.with_name(f".{file.name}.{os.getpid()}")
-    part.write_text(text, encoding="utf-8")
+    part.write_text(text, encoding="utf-8", errors="backslashreplace")
     part.replace(file)

@@ -98,7 +98,7 @@ class RunFolder:
     def change(self, loaded: Loaded, overrides: Sequence[str]) -> None:
         """Record the changed settings of a resumed run."""
         if is_writer() and overrides:
-            with (self.path / "overrides.txt").open("a", encoding="utf-8") as file:
+            with (self.path / "overrides.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{line}\n" for line in overrides))
             write_text(self.path / "config.yaml", to_yaml(loaded))
 

@@ -15,14 +15,14 @@ from dinado.evaluation.result_rows import Row
 
 
 def print_table(console: Console, rows: Mapping[str, Row], title: str) -> None:
-    """Print one line per model; an interval follows its number."""
+    """Print one line per model; an interval follows its number. No text is read as markup."""
     shown = {m.key: m.label for m in MEASURES if m.in_final and any(m.key in row for row in rows.values())}
-    table = Table(title=title, title_justify="left")
+    table = Table(title=Text(title), title_justify="left")
     table.add_column("")
     for name in shown.values():
         table.add_column(name, justify="right")
     for label, row in rows.items():
-        table.add_row(label, *(_cell(row, key) for key in shown))
+        table.add_row(Text(label), *(Text(_cell(row, key)) for key in shown))
     console.print(table)
 
 
@@ -30,7 +30,7 @@ def print_samples(console: Console, before: JudgedSamples, after: JudgedSamples,
     """Print the first sample of some prompts, base beside controlled, with a mark for the oracle's verdict."""
     table = Table(title="Samples (first draw for each prompt, not picked)", title_justify="left", show_lines=True)
     for heading in ("prompt", "base", name):
-        table.add_column(heading, ratio=1)
+        table.add_column(Text(heading), ratio=1)
     for prompt_id in list(dict.fromkeys(p.id for p in after.prompts))[:count]:
         table.add_row(_prompt(after, prompt_id), _first(before, prompt_id), _first(after, prompt_id))
     console.print(table)
@@ -53,8 +53,8 @@ def _cell(row: Row, key: str) -> str:
     return text if math.isnan(low) else f"{text} [{low:.2f}, {high:.2f}]"
 
 
-def _prompt(samples: JudgedSamples, prompt_id: str) -> str:
-    return next(p.text for p in samples.prompts if p.id == prompt_id)
+def _prompt(samples: JudgedSamples, prompt_id: str) -> Text:
+    return Text(next(p.text for p in samples.prompts if p.id == prompt_id))
 
 
 def _first(samples: JudgedSamples, prompt_id: str) -> Text:

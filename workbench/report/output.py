@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import os
-import sys
 from pathlib import Path
-
-from rich.console import Console
 
 from dinado.errors import ConfigError
 from workbench import cli
+from workbench.plain_console import PlainConsole
 from workbench.report.comparison import Comparison
 from workbench.report.export import as_csv, as_json
 from workbench.report.terminal import print_comparison
@@ -17,10 +15,7 @@ from workbench.report.terminal import print_comparison
 
 def show(comparison: Comparison, *, quiet: bool) -> None:
     """Print the table; on stderr if ``quiet``, where stdout is reserved for ``--json``."""
-    stream = sys.stderr if quiet else sys.stdout
-    # A pipe or a log file has no width, and the table needs one.
-    console = Console(stderr=quiet, width=None if stream.isatty() else 200, highlight=False)
-    print_comparison(console, comparison)
+    print_comparison(PlainConsole(stderr=quiet, piped_width=200, highlight=False), comparison)
 
 
 def print_json(comparison: Comparison) -> None:

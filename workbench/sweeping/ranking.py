@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 from workbench.settings import schema
 from workbench.sweeping.sweep_folder import FINISHED, STOPPED_EARLY, Outcome
@@ -90,7 +91,7 @@ def best_of_each(rows: Sequence[Ranked], key: str) -> list[Ranked]:
 def table(rows: Sequence[Ranked], metric: str, title: str) -> Table:
     """Build the table of the ranking for a terminal, without settings that are the same in all rows."""
     keys = [key for key in rows[0].settings if len({repr(row.settings[key]) for row in rows}) > 1]
-    found = Table(title=title, title_justify="left")
+    found = Table(title=Text(title), title_justify="left")
     for name in ("", *keys, metric, "95 % interval", "trials"):
         found.add_column(name, justify="left" if name in keys else "right", overflow="fold")
     for place, row in enumerate(rows, 1):
@@ -99,9 +100,8 @@ def table(rows: Sequence[Ranked], metric: str, title: str) -> Table:
         counts = str(row.trials) if row.complete else f"{row.finished} of {row.trials}"
         counts += f", {row.stopped} stopped early" if row.stopped else ""
         mean = f"{row.mean:.4g}" if known else "-"
-        # Escape the brackets of an interval, which Rich would read as markup.
         cells = [str(place) if known else "-", *(str(row.settings[key]) for key in keys), mean, interval, counts]
-        found.add_row(*(cell.replace("[", "\\[") for cell in cells))
+        found.add_row(*map(Text, cells))  # Rich would read the brackets of an interval as markup
     return found
 
 
