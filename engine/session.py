@@ -25,6 +25,7 @@ from dinado.bases.causal import BaseLM
 from dinado.bases.sharding import bytes_held, shard_base
 from dinado.evaluation.result_rows import Row
 from engine.checkpoints import LAST, read_checkpoint
+from engine.common_fingerprint import share_fingerprint
 from engine.console import run_console
 from engine.devices import device_of
 from engine.evaluation import Report, evaluate_method
@@ -96,7 +97,9 @@ def train(
     check_loggers(config)
     check_rows(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
-    task, base = build_task(config), build_base(config)
+    task = build_task(config)
+    share_fingerprint(task.oracle, folder)
+    base = build_base(config)
     world = build_world(config, base)
     saved = _saved(folder, base, resume)
     loggers = build_loggers(config, folder, saved.step)

@@ -144,8 +144,8 @@ def ends(folder: RunFolder, error: BaseException | None) -> str:
     ("error", "expected"),
     [
         (None, "finished"),
-        (SystemExit(0), "finished"),
-        (SystemExit(), "finished"),
+        (SystemExit(0), "failed: SystemExit: 0"),
+        (SystemExit(), "failed: SystemExit:"),
         (SystemExit(130), "interrupted"),
         (SystemExit(1), "failed: SystemExit: 1"),
         (SystemExit(75), "interrupted"),

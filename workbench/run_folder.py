@@ -122,7 +122,7 @@ class RunFolder:
 
     def _mark_end(self, error: BaseException | None) -> None:
         code = error.code if isinstance(error, SystemExit) else None
-        if error is None or (isinstance(error, SystemExit) and code in (None, 0)):
+        if error is None:
             self.mark("finished")
         elif isinstance(error, KeyboardInterrupt) or code in (Stopped.exit_code, 130):
             self.mark("interrupted", "" if code else str(error))

@@ -43,6 +43,7 @@ def build_task(config: Config) -> Task:
     val = _cut(source.val, config.data.val_prompts, name, "val")
     has_references = all(prompt.references for prompt in train + val)
     oracle = configured_oracle(config.oracle, source.oracle)
+    _ = oracle.fingerprint  # taken before the first use; refuses an oracle without a stable identity before any work
     return Task(name, train, val, oracle, has_references)
 
 

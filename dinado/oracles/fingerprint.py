@@ -9,7 +9,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import inspect
-import pickle
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -28,9 +27,12 @@ def digest(*values: Any) -> str:
     """Return a hexadecimal SHA-256 over values: numbers, strings, containers, tensors, modules, dataclasses, code.
 
     Raises:
-        OracleError: a value is of a kind that can be neither traversed nor pickled.
+        OracleError: a value is of a kind that has no stable content, such as a generator or a lock.
     """
-    return hashlib.sha256(_canonical(values)).hexdigest()
+    try:
+        return hashlib.sha256(_canonical(values)).hexdigest()
+    except RecursionError:
+        raise OracleError("cannot fingerprint an object without end; define settings() on the oracle") from None
 
 
 def source_of(value: Callable[..., Any] | ModuleType) -> bytes:
@@ -53,21 +55,28 @@ def source_of(value: Callable[..., Any] | ModuleType) -> bytes:
         return b""
 
 
-def _canonical(value: Any) -> bytes:
-    """Serialise type, length and content of a value; the length keeps neighbouring values apart."""
-    content = _content(value)
+def _canonical(value: Any, outer: tuple[int, ...] = ()) -> bytes:
+    """Serialise type, length and content of a value; the length keeps neighbouring values apart.
+
+    Args:
+        outer: identities of the objects that the value is a part of.
+    """
+    content = _content(value, outer)
     return f"{type(value).__qualname__}:{len(content)}:".encode() + content
 
 
-def _content(value: Any) -> bytes:
+def _content(value: Any, outer: tuple[int, ...]) -> bytes:
+    if id(value) in outer:
+        return f"inside itself {len(outer) - outer.index(id(value))}".encode()
     if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Path)):
         return repr(value).encode()
     if isinstance(value, Mapping):
-        return b"".join(sorted(_canonical(key) + _canonical(item) for key, item in value.items()))
+        inside = (*outer, id(value))
+        return b"".join(sorted(_canonical(key, inside) + _canonical(item, inside) for key, item in value.items()))
     if isinstance(value, (list, tuple)):
-        return b"".join(map(_canonical, value))
+        return b"".join(_canonical(item, (*outer, id(value))) for item in value)
     if isinstance(value, (set, frozenset)):
-        return b"".join(sorted(map(_canonical, value)))
+        return b"".join(sorted(_canonical(item, (*outer, id(value))) for item in value))
     if isinstance(value, re.Pattern):
         return _canonical((value.pattern, value.flags))
     if isinstance(value, Tensor):
@@ -80,11 +89,19 @@ def _content(value: Any) -> bytes:
     if isinstance(own := getattr(value, "fingerprint", None), str):
         return own.encode()
     if dataclasses.is_dataclass(value):
-        return _canonical({field.name: getattr(value, field.name) for field in dataclasses.fields(value)})
+        fields = {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return _canonical(fields, (*outer, id(value)))
     try:
-        return pickle.dumps(value, protocol=4)
+        reduced = value.__reduce_ex__(4)
     except Exception as error:
         raise OracleError(
             f"cannot fingerprint a {type(value).__name__}: {error}; define settings() on the oracle and return "
             "plain values that change when its behaviour does"
         ) from error
+    if isinstance(reduced, str):
+        return reduced.encode()
+    # The parts of an object as pickle would store them, without pickle's dependence on the order of sets.
+    make, arguments, *rest = reduced
+    state, *items = [*rest, None, None, None][:3]
+    parts = [make, arguments, state, *(None if each is None else list(each) for each in items)]
+    return _canonical(parts, (*outer, id(value))) + source_of(type(value))

@@ -6,19 +6,22 @@ Axes: N texts.
 from __future__ import annotations
 
 import abc
+import copy
 from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from dinado.errors import OracleError
+from dinado.errors import OracleError, ProcessError
 from dinado.oracles.fingerprint import digest, source_of
+from dinado.oracles.imported_code import imported_files
 from dinado.prompt import Prompt
 
 Judge = Callable[[Sequence[Prompt], Sequence[str]], Tensor | Sequence[float]]
 _ROUNDING = 1e-6  # a float32 softmax may sum to slightly more than 1
 _SHOWN = 80
+_IDENTITY = "_identity"  # attribute that holds the fingerprint once it has been taken
 
 
 class Oracle(abc.ABC):
@@ -50,18 +53,31 @@ class Oracle(abc.ABC):
     def settings(self) -> Any:
         """Return what the oracle's behaviour depends on besides its code: all attributes unless overridden.
 
-        Override this method when attributes change while scoring, or cannot be hashed.
+        Override this method when attributes cannot be hashed.
         """
-        return vars(self)
+        return {name: value for name, value in vars(self).items() if name != _IDENTITY}
 
     @property
     def fingerprint(self) -> str:
-        """A hash of the class, its code if it lies outside this package, and :meth:`settings`.
+        """A hash of the class, its code and the files that it imports, if outside this package, and :meth:`settings`.
 
-        It is the same in every process. Data that the oracle reads from disk or the network is not part of it.
+        It is the same in every process. Data that the oracle reads from disk or the network is not part of it. It is
+        taken once, at the latest before the first text is judged, so that an oracle may load a model at first use,
+        keep a cache or count; a setting must not be changed afterwards.
+
+        Raises:
+            OracleError: a setting has no stable identity.
         """
-        cls = type(self)
-        return digest(f"{cls.__module__}:{cls.__qualname__}", source_of(cls), self.settings())[:16]
+        if not vars(self).get(_IDENTITY):
+            cls = type(self)
+            helpers = imported_files(cls.__module__) if source_of(cls) else []
+            parts = [f"{cls.__module__}:{cls.__qualname__}", source_of(cls), self.settings()]
+            self.adopt(digest(*parts, *([helpers] if helpers else []))[:16])
+        return str(vars(self)[_IDENTITY])
+
+    def adopt(self, fingerprint: str) -> None:
+        """Take over the fingerprint that another process of this run has computed."""
+        vars(self)[_IDENTITY] = fingerprint
 
     def __call__(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         """Score texts and check the scores.
@@ -83,11 +99,16 @@ class Oracle(abc.ABC):
         assert len(prompts) == len(texts), f"{len(prompts)} prompts for {len(texts)} texts"
         if not texts:
             return torch.zeros(0)
+        if _IDENTITY not in vars(self):
+            try:
+                _ = self.fingerprint
+            except OracleError:  # whoever needs a fingerprint gets this error; scores need none
+                self.adopt("")
         try:
-            scores_N = self._as_tensor(judge(prompts, texts))
-        except OracleError:  # an oracle inside this one has already named the culprit
+            scores_N = self._as_tensor(judge(_copies(prompts), list(texts)))
+        except (OracleError, ProcessError):  # an oracle inside this one, or another process, has named the culprit
             raise
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise self._culprit(judge, prompts, texts, error) from error
         if scores_N.shape != (len(texts),):
             raise OracleError(
@@ -109,12 +130,14 @@ class Oracle(abc.ABC):
             return scores.detach().to("cpu", torch.float32)
         return torch.as_tensor(scores, dtype=torch.float32)
 
-    def _culprit(self, judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], error: Exception) -> OracleError:
+    def _culprit(
+        self, judge: Judge, prompts: Sequence[Prompt], texts: Sequence[str], error: BaseException
+    ) -> OracleError:
         """Return the error for an oracle that raised on a batch; texts are retried one by one to find the cause."""
         for prompt, text in zip(prompts, texts, strict=True):
             try:
-                self._as_tensor(judge([prompt], [text]))
-            except Exception as alone:
+                self._as_tensor(judge(_copies([prompt]), [text]))
+            except (Exception, SystemExit) as alone:
                 return OracleError(f"oracle {self.name} failed on {_where(prompt, text)}: {_describe(alone)}")
         return OracleError(
             f"oracle {self.name} failed on a batch of {len(texts)} texts though on none of them alone, the first of "
@@ -192,11 +215,20 @@ class Not(Oracle):
         return self.inner
 
 
+def _copies(prompts: Sequence[Prompt]) -> list[Prompt]:
+    """Copy prompts, each once, so that what an oracle writes into ``prompt.data`` changes nothing of the task."""
+    copies: dict[int, Prompt] = {}
+    for prompt in prompts:
+        if id(prompt) not in copies:
+            copies[id(prompt)] = Prompt(prompt.id, prompt.text, copy.deepcopy(prompt.data))
+    return [copies[id(prompt)] for prompt in prompts]
+
+
 def _where(prompt: Prompt, text: str) -> str:
     return f"prompt {prompt.id!r}, text {_shorten(text)!r}"
 
 
-def _describe(error: Exception) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {_shorten(' '.join(str(error).split()), 3 * _SHOWN)}"
 
 

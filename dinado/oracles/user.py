@@ -14,6 +14,7 @@ from torch import Tensor
 
 from dinado.errors import OracleError
 from dinado.oracles.fingerprint import source_of
+from dinado.oracles.imported_code import imported_files
 from dinado.oracles.oracle import Oracle
 from dinado.prompt import Prompt
 
@@ -32,7 +33,7 @@ def load_oracle(function: str) -> Oracle:
     if inspect.isclass(value):
         try:
             value = value()
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             raise OracleError(
                 f"oracle.function {function!r} is a class that cannot be made without arguments: {_short(error)}"
             ) from error
@@ -56,9 +57,11 @@ class FunctionOracle(Oracle):
         return self.spec
 
     def settings(self) -> Any:
-        """Return the name, the file it is imported from, and the file that defines it, which may be another."""
+        """Return the name, the file it is imported from, the file that defines it, and the files that these import."""
         code = self.function if inspect.isroutine(self.function) else type(self.function)
-        return self.spec, source_of(sys.modules[self.spec.partition(":")[0]]), source_of(code)
+        module = self.spec.partition(":")[0]
+        helpers = imported_files(module)
+        return self.spec, source_of(sys.modules[module]), source_of(code), *([helpers] if helpers else [])
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor | Sequence[float]:
         return self.function(prompts, texts)
@@ -87,7 +90,7 @@ def _import(spec: str, module_name: str) -> ModuleType:
     importlib.invalidate_caches()
     try:
         return importlib.import_module(module_name)
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         if isinstance(error, ModuleNotFoundError) and f"{module_name}.".startswith(f"{error.name}."):
             raise OracleError(
                 f"oracle.function {spec!r}: no module {error.name!r} in {os.getcwd()} or among the installed packages"
@@ -108,5 +111,6 @@ def _check_signature(spec: str, function: Any) -> None:
         raise OracleError(f"oracle.function {spec!r} must take (prompts, texts), not {signature}") from error
 
 
-def _short(error: Exception) -> str:
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+def _short(error: BaseException) -> str:
+    what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{what}, which ends a program; move it under `if __name__`" if isinstance(error, SystemExit) else what

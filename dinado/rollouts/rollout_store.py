@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import json
 import logging
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -28,6 +27,7 @@ from dinado.rollouts.rollout_table import LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_S
 from dinado.rollouts.sampler import Samples
 from dinado.rollouts.shard import intact_digest, open_shard, write_shard, write_whole
 from dinado.rollouts.store_spec import StoreSpec, Truncated, digest, source_name
+from dinado.rollouts.waiting import LIMIT_SECONDS, wait_for_blocks
 
 if TYPE_CHECKING:
     from dinado.bases.causal import BaseLM
@@ -86,11 +86,13 @@ class RolloutStore:
         """Tell whether all blocks are complete, so that :meth:`read` can return them."""
         return all(self.has_block(block) for block in range(self.spec.num_blocks))
 
-    def wait(self, poll_seconds: float = 0.1) -> None:
-        """Wait until the other processes have written their blocks."""
-        for block in range(self.spec.num_blocks):
-            while not self.has_block(block):
-                time.sleep(poll_seconds)
+    def wait(self, poll_seconds: float = 0.1, limit_seconds: float = LIMIT_SECONDS) -> None:
+        """Wait until the other processes have written their blocks.
+
+        Raises:
+            StoreError: nothing was written for ``limit_seconds``.
+        """
+        wait_for_blocks(self.spec.num_blocks, self.has_block, self._scores, poll_seconds, limit_seconds)
 
     def has_texts(self, block: int) -> bool:
         """Tell whether a block has been sampled."""

@@ -9,7 +9,6 @@ Axes: S prompt tokens, R response tokens but the last, J depths, D width.
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -26,6 +25,7 @@ from dinado.rollouts.rollout_store import RolloutStore
 from dinado.rollouts.shard import intact_digest, open_shard, write_shard
 from dinado.rollouts.store_spec import digest
 from dinado.rollouts.trace import TracedStates
+from dinado.rollouts.waiting import LIMIT_SECONDS, wait_for_blocks
 
 if TYPE_CHECKING:
     from dinado.bases.causal import BaseLM
@@ -105,11 +105,13 @@ class StateStore:
         prompts, responses = (self._ragged(kind) for kind in ("prompts", "block"))
         return StateTable(prompts, responses, self.depths, self.width, self.dtype)
 
-    def wait(self, poll_seconds: float = 0.1) -> None:
-        """Wait until the other processes have written their blocks."""
-        for block in range(self.store.spec.num_blocks):
-            while not self.has_block(block):
-                time.sleep(poll_seconds)
+    def wait(self, poll_seconds: float = 0.1, limit_seconds: float = LIMIT_SECONDS) -> None:
+        """Wait until the other processes have written their blocks.
+
+        Raises:
+            StoreError: nothing was written for ``limit_seconds``.
+        """
+        wait_for_blocks(self.store.spec.num_blocks, self.has_block, self.folder, poll_seconds, limit_seconds)
 
     def _ragged(self, kind: str) -> Ragged:
         tables = [open_shard(self._path(kind, block)) for block in range(self.store.spec.num_blocks)]
