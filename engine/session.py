@@ -23,6 +23,7 @@ from datamodules.state_choice import StateChoice
 from datamodules.tasks import build_task
 from dinado.bases.causal import BaseLM
 from dinado.bases.sharding import bytes_held, shard_base
+from dinado.errors import CheckpointError
 from dinado.evaluation.result_rows import Row
 from engine.checkpoints import LAST, read_checkpoint
 from engine.common_fingerprint import share_fingerprint
@@ -101,7 +102,7 @@ def train(
     share_fingerprint(task.oracle, folder)
     base = build_base(config)
     world = build_world(config, base)
-    saved = _saved(folder, base, resume)
+    saved = _saved(config, folder, base, resume)
     loggers = build_loggers(config, folder, saved.step)
     with closing(loggers):
         method = _sharded(console, config, base, device) if config.trainer.shard_base else None
@@ -161,12 +162,17 @@ def _show(console: Console, config: Config, report: Report, task: str, folder: R
         log.warning("the table cannot be shown (%s: %s); it is in %s", type(error).__name__, error, folder.path)
 
 
-def _saved(folder: RunFolder, base: BaseLM, resume: bool) -> Saved:
-    """Read the checkpoint of a resumed run; refuse a checkpoint of another base."""
+def _saved(config: Config, folder: RunFolder, base: BaseLM, resume: bool) -> Saved:
+    """Read the checkpoint of a resumed run; refuse one of another base, or of more steps than are asked for."""
     path = folder.checkpoint if resume and folder.checkpoint.is_file() else None
     state = None if path is None else read_checkpoint(path)
     if state is not None:
         check_base(state, base)
+        if state["global_step"] > config.optim.steps:
+            raise CheckpointError(
+                f"optim.steps={config.optim.steps}: run {folder.path} has done {state['global_step']} steps, whose "
+                "records stay; give as many or more, or start a new run"
+            )
     return Saved(path, state, resume)
 
 

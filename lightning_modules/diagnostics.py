@@ -69,9 +69,9 @@ class RolloutDiagnostics:
                 "r": [row[keep.bool()].exp().clamp(0, 1).tolist() for row, keep in zip(log_r, mask, strict=True)],
             }
         columns = [value.tolist() if isinstance(value, Tensor) else value for value in rows.values()]
+        names = _names(batch)
         for prompt, row in zip(batch.prompt_of_row_B.tolist(), zip(*columns, strict=True), strict=True):
-            tokens = batch.prompt_ids_PS[prompt][batch.prompt_mask_PS[prompt].bool()]
-            self._prompts.setdefault(tuple(tokens.tolist()), []).append(dict(zip(rows, row, strict=True)))
+            self._prompts.setdefault(names[prompt], []).append(dict(zip(rows, row, strict=True)))
 
     def compute(self) -> dict[str, float]:
         """Compute the metrics over all processes; NaN where undefined, and none of R for a method without R."""
@@ -105,6 +105,14 @@ class RolloutDiagnostics:
                 merged.setdefault(prompt, rows)
         # The order must not depend on the number of processes, since bins of equal size break ties by it.
         return dict(sorted(merged.items()))
+
+
+def _names(batch: RolloutBatch) -> list[tuple[int, ...]]:
+    """Return what tells the prompts of a batch apart: positions in the task, since prompts may share their text."""
+    if batch.prompt_index_P is not None:
+        return [(index,) for index in batch.prompt_index_P.tolist()]
+    pairs = zip(batch.prompt_ids_PS, batch.prompt_mask_PS.bool(), strict=True)
+    return [tuple(ids_S[mask_S].tolist()) for ids_S, mask_S in pairs]
 
 
 def _mean(values: list[float]) -> float:

@@ -58,6 +58,11 @@ def put(name: str, content: str | bytes) -> Callable[[], object]:
     return lambda: file.write_bytes(content if isinstance(content, bytes) else content.encode())
 
 
+def concepts(value: str) -> str:
+    """Two prompts with a field ``concepts``."""
+    return "".join(f'{{"prompt": "{i} 4", "concepts": {value}}}\n' for i in (3, 4))
+
+
 def cut(name: str) -> Callable[[], object]:
     """Cut a file in two."""
     return lambda: os.truncate(name, Path(name).stat().st_size // 2)
@@ -86,6 +91,7 @@ JSONL = "train.py quickstart base.name=model task.name=jsonl task.path=prompts.j
     "trainer.accelerator=cpu data.cache=cache runs=new objective.lookahead.weight=0 "
 )
 MINE = JSONL + "oracle.name=user oracle.function=mine:"
+LEXICAL = JSONL + "oracle.name=lexical"
 EXACT = "train.py exact_world runs=new data.cache=cache "
 
 CASES = {
@@ -179,6 +185,10 @@ CASES = {
     ),
     # Oracles
     "no oracle": Case(JSONL, "oracle"),
+    "concepts that are a number": Case(LEXICAL, "`concepts` is '3'", put("prompts.jsonl", concepts("3"))),
+    "concepts that are numbers": Case(LEXICAL, "`concepts` is '[1, 2]'", put("prompts.jsonl", concepts("[1, 2]"))),
+    "concepts without letters": Case(LEXICAL, "with letters or digits", put("prompts.jsonl", concepts('["!!!"]'))),
+    "no concepts": Case(LEXICAL, "has no `concepts`", put("prompts.jsonl", concepts("[]"))),
     "a pattern that is none": Case(JSONL + "oracle.name=regex oracle.pattern=(", "oracle.pattern"),
     "no pattern": Case(JSONL + "oracle.name=regex", "oracle.pattern"),
     "an oracle in no module": Case(JSONL + "oracle.name=user oracle.function=nowhere:good", "nowhere"),
@@ -215,6 +225,7 @@ CASES = {
         f"train.py --resume {RUN} optim.batch_size=32 optim.steps=8", "optim.batch_size=16"
     ),
     "a checkpoint of another oracle": Case(f"train.py --resume {RUN} task.required=[3] optim.steps=8", "the oracle="),
+    "fewer steps than are done": Case(f"train.py --resume {RUN} optim.steps=4", "has done 6 steps"),
     "a checkpoint of another shape": Case(f"train.py --resume {RUN} network.width=32", "does not fit"),
     "evaluate a run without a checkpoint": Case(
         f"evaluate.py {RUN}", "no checkpoint yet", lambda: shutil.rmtree(Path(LAST).parent)
@@ -246,13 +257,9 @@ def template(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Every file, but what says how the last attempt ended."""
+    """Every file, and so what says how the good run ended."""
     files = (file for file in sorted(folder.rglob("*")) if file.is_file())
-    return {
-        str(file.relative_to(folder)): file.read_bytes()
-        for file in files
-        if file.name != "STATUS" and "__pycache__" not in file.parts
-    }
+    return {str(file.relative_to(folder)): file.read_bytes() for file in files if "__pycache__" not in file.parts}
 
 
 @pytest.mark.parametrize("name", CASES)

@@ -159,6 +159,34 @@ def test_status_tells_how_a_run_ended(create, error, expected):
     assert ends(create(), error) == expected
 
 
+@pytest.mark.parametrize(
+    ("before", "error", "after"),
+    [
+        ("finished", ConfigError("no such base"), "finished"),
+        ("finished", RuntimeError("bug"), "finished"),
+        ("finished", KeyboardInterrupt(), "finished"),
+        ("interrupted: SIGUSR1", ConfigError("no such base"), "interrupted: SIGUSR1"),
+        ("interrupted: SIGUSR1", RuntimeError("bug"), "failed: RuntimeError: bug"),
+        ("interrupted: SIGUSR1", Stopped("SIGTERM"), "interrupted: SIGTERM"),
+        ("failed: OracleError: NaN", ConfigError("no such base"), "failed: ConfigError: no such base"),
+    ],
+)
+def test_a_refused_start_leaves_the_end_before(create, before, error, after):
+    folder = create()
+    folder.mark(*before.split(": ", 1))
+    assert ends(folder, error) == after
+
+
+@pytest.mark.parametrize("change", [lambda folder: folder.truncate_metrics(0), lambda folder: folder.change(None, [])])
+def test_a_start_that_changed_something_tells_its_own_end(create, change):
+    folder = create()
+    folder.mark("finished")
+    with pytest.raises(ConfigError), folder:
+        change(folder)
+        raise ConfigError("too late")
+    assert status(folder.path) == "failed: ConfigError: too late"
+
+
 def test_a_run_may_say_itself_how_it_ended(create):
     folder = create()
     with pytest.raises(SystemExit), folder:

@@ -14,7 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
 
-from dinado.errors import CheckpointError, ConfigError, Stopped
+from dinado.errors import CheckpointError, ConfigError, Stopped, UserError
 from dinado.ranks import is_writer
 from workbench.environment import environment
 from workbench.plain_files import json_line, write_text
@@ -38,6 +38,8 @@ class RunFolder:
         self.path = Path(path)
         self.run_id = self.path.name
         self.checkpoint = checkpoint or self.path / "checkpoints" / "last.ckpt"
+        self._before = ""  # STATUS before this start
+        self._changed = False  # whether this start has changed records or settings
 
     @classmethod
     def create(cls, loaded: Loaded, overrides: Sequence[str] = ()) -> RunFolder:
@@ -97,6 +99,7 @@ class RunFolder:
 
     def change(self, loaded: Loaded, overrides: Sequence[str]) -> None:
         """Record the changed settings of a resumed run."""
+        self._changed = True
         if is_writer() and overrides:
             with (self.path / "overrides.txt").open("a", encoding="utf-8", errors="backslashreplace") as file:
                 file.write("".join(f"{line}\n" for line in overrides))
@@ -108,6 +111,7 @@ class RunFolder:
             where = "" if owner.get("host") == us["host"] else f" on {owner.get('host')}"
             hint = f"; if that machine is gone, delete {self.path / 'STATUS'}" if where else ""
             raise CheckpointError(f"run {self.path} is still running, process {owner.get('pid')}{where}{hint}")
+        self._before, self._changed = self._kept_status(), False
         self.mark("running")
         return self
 
@@ -118,7 +122,22 @@ class RunFolder:
             return
         # A full disk has been reported already. If STATUS stays at running, readers notice that the process is gone.
         with suppress(OSError) if error is not None else nullcontext():
-            self._mark_end(error)
+            if error is not None and self._is_as_before(error):
+                write_text(self.path / "STATUS", self._before)
+            else:
+                self._mark_end(error)
+
+    def _kept_status(self) -> str:
+        """Return the content of STATUS that stays if this start is refused; empty for a new or a failed run."""
+        if not is_writer() or status(self.path).startswith(("unknown", "failed")):
+            return ""
+        return (self.path / "STATUS").read_text(encoding="utf-8", errors="replace")
+
+    def _is_as_before(self, error: BaseException) -> bool:
+        """Tell whether a resumed run was refused, or a finished one not even begun, so that its earlier end stands."""
+        if not self._before or self._changed:
+            return False
+        return isinstance(error, UserError) or self._before.startswith("finished")
 
     def _mark_end(self, error: BaseException | None) -> None:
         code = error.code if isinstance(error, SystemExit) else None
@@ -145,6 +164,7 @@ class RunFolder:
 
     def truncate_metrics(self, step: int) -> None:
         """Drop the records of optimiser step ``step`` and later, which a run resumed from there writes again."""
+        self._changed = True
         if is_writer():
             kept = [record for record in self.metrics() if record.get("step", 0) < step]
             write_text(self.path / "metrics.jsonl", "".join(f"{json_line(record)}\n" for record in kept))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 from collections import Counter
 from collections.abc import Callable
@@ -12,6 +13,7 @@ from datamodules.tasks.configured_oracle import configured_oracle
 from datamodules.tasks.task import Task, TaskSource
 from dinado.errors import DataError
 from dinado.imports import imported
+from dinado.oracles.lexical import concepts_of
 from dinado.prompt import Prompt
 from dinado.seeding import generator
 from workbench.settings.config import Config
@@ -43,8 +45,16 @@ def build_task(config: Config) -> Task:
     val = _cut(source.val, config.data.val_prompts, name, "val")
     has_references = all(prompt.references for prompt in train + val)
     oracle = configured_oracle(config.oracle, source.oracle)
+    if config.oracle.name == "lexical" and not config.oracle.words:
+        train, val = _with_lists(train), _with_lists(val)
+    oracle.check_prompts(train + val)
     _ = oracle.fingerprint  # taken before the first use; refuses an oracle without a stable identity before any work
     return Task(name, train, val, oracle, has_references)
+
+
+def _with_lists(prompts: list[Prompt]) -> list[Prompt]:
+    """Return the prompts with ``concepts`` as lists: one word stands for a list of it."""
+    return [dataclasses.replace(prompt, data={**prompt.data, "concepts": concepts_of(prompt)}) for prompt in prompts]
 
 
 def _held_apart(source: TaskSource) -> list[Prompt]:

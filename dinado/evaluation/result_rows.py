@@ -9,7 +9,7 @@ from dinado.evaluation.judged_samples import JudgedSamples
 from dinado.metrics.diversity import distinct_n
 from dinado.metrics.intervals import mean_interval, proportion_interval
 from dinado.metrics.text import text_metrics
-from dinado.oracles.lexical import LexicalOracle
+from dinado.oracles.lexical import LexicalOracle, has_concepts
 
 Row = dict[str, float]
 
@@ -36,7 +36,7 @@ def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
         "val/truncated": 1.0 - _mean([float(done) for done in samples.finished]),
         "val/tokens": _mean([float(n) for n in samples.num_tokens]),
     }
-    if any("concepts" in prompt.data for prompt in samples.prompts):
+    if all(has_concepts(prompt) for prompt in samples.prompts):
         hits, total = LexicalOracle().coverage(samples.prompts, samples.texts)
         row["val/coverage"] = hits / total
     if with_text_metrics:

@@ -22,10 +22,16 @@ class LexicalOracle(Oracle):
     """
 
     def __init__(self, words: Sequence[str] = ()) -> None:
+        words = [words] if isinstance(words, str) else words
         for word in words:
             if not split_words(word):
                 raise OracleError(f"oracle.words holds {word!r}, which has no letters or digits; remove it")
         self.words = tuple(words)
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        """Check that every prompt has concepts that can be asked for."""
+        for prompt in prompts:
+            self._concepts(prompt)
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
         return [float(all(self.found(prompt, text))) for prompt, text in zip(prompts, texts, strict=True)]
@@ -46,18 +52,13 @@ class LexicalOracle(Oracle):
         """Tell for each of the prompt's concepts whether it occurs in the text.
 
         Raises:
-            OracleError: the prompt has no concepts and the oracle no words of its own.
+            OracleError: the oracle has no words of its own and the prompt no concepts that can be asked for.
         """
         words = split_words(text)
         return [_occurs(split_words(concept), words) for concept in self._concepts(prompt)]
 
     def _concepts(self, prompt: Prompt) -> Sequence[str]:
-        concepts = self.words or prompt.data.get("concepts")
-        if not concepts:
-            raise OracleError(
-                f"prompt {prompt.id!r} has no `concepts` for the lexical oracle; add them or set oracle.words"
-            )
-        return concepts
+        return self.words or concepts_of(prompt)
 
     def _progress(self, prompt: Prompt, text: str) -> float:
         hits = self.found(prompt, text)
@@ -67,6 +68,34 @@ class LexicalOracle(Oracle):
             missing = [concept for concept, hit in zip(self._concepts(prompt), hits, strict=True) if not hit]
             begun = max(_begun(split_words(concept), words[-1]) for concept in missing)
         return (sum(hits) + begun) / len(hits)
+
+
+def concepts_of(prompt: Prompt) -> list[str]:
+    """Return the concepts of a prompt: its ``data["concepts"]``, a word or a list of words.
+
+    Raises:
+        OracleError: there are none, they are something else, or one of them has no letters or digits.
+    """
+    value = prompt.data.get("concepts")
+    words = [value] if isinstance(value, str) else value
+    if not words and not isinstance(words, bool | int | float):
+        raise OracleError(
+            f"prompt {prompt.id!r} has no `concepts` for the lexical oracle; add them or set oracle.words"
+        )
+    if not isinstance(words, list | tuple) or not all(isinstance(word, str) and split_words(word) for word in words):
+        raise OracleError(
+            f"prompt {prompt.id!r}: `concepts` is {str(value)[:80]!r}; the lexical oracle needs a word or a list of "
+            "words, with letters or digits"
+        )
+    return list(words)
+
+
+def has_concepts(prompt: Prompt) -> bool:
+    """Tell whether a prompt has concepts that can be asked for; a field of that name may mean something else."""
+    try:
+        return bool(concepts_of(prompt))
+    except OracleError:
+        return False
 
 
 def _occurs(concept: list[str], words: list[str]) -> bool:

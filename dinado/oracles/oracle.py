@@ -45,6 +45,13 @@ class Oracle(abc.ABC):
         """
         return self.score(prompts, texts)
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:  # noqa: B027
+        """Check, before anything is sampled, that the prompts have what the oracle needs of them; by default, nothing.
+
+        Raises:
+            OracleError: a prompt lacks something.
+        """
+
     @property
     def name(self) -> str:
         """The name of this oracle in messages."""
@@ -170,6 +177,10 @@ class _Pair(Oracle):
     def settings(self) -> Any:
         return self.left.fingerprint, self.right.fingerprint
 
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        self.left.check_prompts(prompts)
+        self.right.check_prompts(prompts)
+
 
 class AllOf(_Pair):
     """The product of two oracles, ``a & b = a b``."""
@@ -207,6 +218,9 @@ class Not(Oracle):
 
     def settings(self) -> Any:
         return self.inner.fingerprint
+
+    def check_prompts(self, prompts: Sequence[Prompt]) -> None:
+        self.inner.check_prompts(prompts)
 
     def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> Tensor:
         return 1 - self.inner(prompts, texts)
