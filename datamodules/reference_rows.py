@@ -8,6 +8,7 @@ import numpy as np
 
 from datamodules.training_rows import Rows
 from dinado.bases.causal import BaseLM
+from dinado.bases.prompt_checks import end_token
 from dinado.errors import DataError
 from dinado.prompt import Prompt
 
@@ -16,7 +17,7 @@ UNKNOWN_ROOT = 0.5
 
 
 def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
-    """Build a row of every reference of every prompt, with the end-of-sequence token, score 1 and weight 1.
+    """Build a row of every reference of every prompt, with the token that ends a turn, score 1 and weight 1.
 
     Log-probabilities under the base are unknown.
 
@@ -24,12 +25,13 @@ def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
         DataError: a prompt has no references.
     """
     tokens: list[np.ndarray] = []
+    end = end_token(base)
     prompt_index: list[int] = []
     for index, prompt in enumerate(prompts):
         if not prompt.references:
             raise DataError(f"prompt {prompt.id!r} has no references; set sft_data=positives or add references")
         for reference in prompt.references:
-            tokens.append(np.array(encode_reference(prompt, reference, base), dtype=np.int32))
+            tokens.append(np.array(encode_reference(prompt, reference, base, end), dtype=np.int32))
             prompt_index.append(index)
     ones_N = np.ones(len(tokens), dtype=np.float32)
     return Rows(
@@ -42,9 +44,9 @@ def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
     )
 
 
-def encode_reference(prompt: Prompt, reference: str, base: BaseLM) -> list[int]:
-    """Return the token ids of a reference as a response of the base, end-of-sequence token included."""
+def encode_reference(prompt: Prompt, reference: str, base: BaseLM, end: int) -> list[int]:
+    """Return the token ids of a reference as a response of the base, with the token ``end`` after it."""
     # Without a chat template the response continues the text of the prompt, so a space has to separate them.
     continues = not base.chat_template and prompt.text and not prompt.text[-1].isspace()
     text = f" {reference}" if continues else reference
-    return [*base.tokenizer(text, add_special_tokens=False)["input_ids"], base.eos_ids[0]]
+    return [*base.tokenizer(text, add_special_tokens=False)["input_ids"], end]

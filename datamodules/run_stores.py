@@ -8,6 +8,7 @@ from typing import Any
 from datamodules.engine_choice import EngineChoice
 from datamodules.tasks.task import Task
 from dinado.bases.causal import BaseLM
+from dinado.bases.prompt_checks import encoded_digest
 from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.rollout_store import RolloutStore
 from dinado.rollouts.store_spec import StoreSpec
@@ -103,6 +104,7 @@ class RunStores:
         prompts = self._task.train_prompts if split == "train" else self._task.val_prompts
         return StoreSpec(
             base=self._base.fingerprint,
+            encoded=encoded_digest(self._base, prompts),
             prompts=tuple(prompts),
             split=split,
             max_new_tokens=self._rollouts.max_new_tokens,

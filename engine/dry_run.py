@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from datamodules.run_stores import RunStores
 from datamodules.tasks import build_task
+from engine.before_sampling import check_before_sampling
 from engine.console import run_console
 from engine.restoring import build_base
 from engine.trainer import count_parameters
@@ -15,6 +16,7 @@ def dry_run(config: Config) -> None:
     """Build everything, print the sizes, take no step and sample nothing."""
     console = run_console(False)
     task, base = build_task(config), build_base(config)
+    check_before_sampling(config, base, task)
     method = build_method(config, base)
     trained, total = count_parameters(method)
     console.print(f"base {base.name}, {len(task.train_prompts)} training and {len(task.val_prompts)} held-out prompts")

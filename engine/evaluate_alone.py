@@ -11,6 +11,7 @@ from dinado.bases.causal import BaseLM
 from dinado.evaluation.exact_rows import exact_base_row
 from dinado.evaluation.result_rows import Row
 from dinado.evaluation.result_table import first_samples, print_table
+from engine.before_sampling import check_held_out
 from engine.checkpoints import read_checkpoint
 from engine.console import run_console
 from engine.devices import device_of
@@ -25,7 +26,8 @@ from workbench.settings.config import Config
 def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit."""
     console = run_console(quiet)
-    task, base = build_task(config), build_base(config)
+    task, base = build_task(config), build_base(config, folder.started())
+    check_held_out(config, base, task)
     # Before adapters are injected into the base, because the world is enumerated from p.
     world = build_world(config, base)
     base.model.to(device_of(config.trainer))
@@ -45,6 +47,7 @@ def evaluate_base(config: Config, *, quiet: bool) -> Row:
     """Evaluate a base alone, from its held-out rollouts."""
     console = run_console(quiet)
     task, base = build_task(config), build_base(config)
+    check_held_out(config, base, task)
     world = build_world(config, base)
     base.model.to(device_of(config.trainer))
     _fill_held_out(config, base, task)

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from dinado.bases.prompt_checks import check_prompts
 from dinado.control.controlled_lm import ControlledLM
 from dinado.errors import DataError
 from dinado.prompt import Prompt
@@ -64,6 +65,7 @@ def write_texts(
     method.to(device_of(method.config.trainer))
     model = method.controlled(alpha)
     budget = max_new_tokens or method.config.rollouts.max_new_tokens
+    check_prompts(method.base, prompts, budget, "--max-new-tokens")
     records: list[dict[str, Any]] = []
     stream = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
     try:

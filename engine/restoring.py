@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
 from dinado.bases.catalogue import resolve_base
 from dinado.bases.causal import BaseLM
+from dinado.bases.frozen_date import freeze_date
 from dinado.bases.markov import build_markov
 from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.errors import ConfigError
@@ -25,8 +27,12 @@ ROUNDING = 1e-9
 """A sum over all texts may fall this short of 1."""
 
 
-def build_base(config: Config) -> BaseLM:
-    """Build the frozen base of a configuration: that of an exact world, an earlier run, or a Hugging Face model."""
+def build_base(config: Config, moment: datetime | None = None) -> BaseLM:
+    """Build the frozen base of a configuration: that of an exact world, an earlier run, or a Hugging Face model.
+
+    Args:
+        moment: the date that its chat template sees, that of the run; None for now.
+    """
     task, settings = config.task, config.base
     if task.name == "exact_world":
         model, tokenizer = build_markov(task.vocab_size, task.seed, task.required, task.rarity)
@@ -36,7 +42,7 @@ def build_base(config: Config) -> BaseLM:
         return BaseLM(model, tokenizer, temperature=settings.temperature, name="tiny-gpt2")
     if settings.run is not None:
         return base_of_run(settings.run, config)
-    return BaseLM.load(
+    base = BaseLM.load(
         resolve_base(settings.name, Path(config.data.cache)),
         revision=settings.revision,
         dtype=settings.dtype,
@@ -45,6 +51,8 @@ def build_base(config: Config) -> BaseLM:
         chat_template=settings.chat_template,
         system_prompt=settings.system_prompt,
     )
+    freeze_date(base.tokenizer, moment or datetime.now())
+    return base
 
 
 def base_of_run(run: str, config: Config) -> BaseLM:
@@ -82,7 +90,7 @@ def restore_method(run: str | Path, base: BaseLM | None = None) -> RolloutMethod
     """
     folder = find_run(run)
     config = from_run_folder(folder.path).config
-    method = build_method(config, base or build_base(config))
+    method = build_method(config, base or build_base(config, folder.started()))
     check_and_load(method, read_checkpoint(folder.checkpoint))
     return method.eval()
 

@@ -25,8 +25,9 @@ from dinado.bases.causal import BaseLM
 from dinado.bases.sharding import bytes_held, shard_base
 from dinado.errors import CheckpointError
 from dinado.evaluation.result_rows import Row
+from engine.agreed import agree
+from engine.before_sampling import check_before_sampling
 from engine.checkpoints import LAST, read_checkpoint
-from engine.common_fingerprint import share_fingerprint
 from engine.console import run_console
 from engine.devices import device_of
 from engine.evaluation import Report, evaluate_method
@@ -99,8 +100,8 @@ def train(
     check_rows(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
     task = build_task(config)
-    share_fingerprint(task.oracle, folder)
-    base = build_base(config)
+    base = build_base(config, agree(task.oracle, folder))
+    check_before_sampling(config, base, task)
     world = build_world(config, base)
     saved = _saved(config, folder, base, resume)
     loggers = build_loggers(config, folder, saved.step)

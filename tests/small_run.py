@@ -43,16 +43,19 @@ def save_base(
     folder: Path,
     tokenizer: PreTrainedTokenizerFast | None = None,
     generation: Mapping[str, Any] | None = None,
+    vocab_size: int | None = None,
     **settings: object,
 ) -> Path:
     """Save a tiny random Llama and its tokenizer.
 
     Args:
         generation: changes of its ``generation_config.json``.
+        vocab_size: rows of its embedding; by default as many as the tokenizer has tokens.
         settings: changes of its configuration.
     """
     tokenizer = tokenizer or byte_tokenizer()
-    model = tiny_llama(len(tokenizer), **({"max_position_embeddings": 512, "pad_token_id": None} | settings))
+    settings = {"max_position_embeddings": 512, "pad_token_id": None} | settings
+    model = tiny_llama(vocab_size or len(tokenizer), **settings)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     if generation is not None:

@@ -24,7 +24,7 @@ from dinado.oracles.fingerprint import digest
 from dinado.oracles.imported_code import imported_files
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
-from engine.common_fingerprint import share_fingerprint
+from engine.agreed import agree
 from workbench.run_folder import RunFolder
 from workbench.run_status import status
 
@@ -268,17 +268,17 @@ def test_waiting_has_an_end(base: BaseLM, cache: Path) -> None:
 def test_ranks_take_the_fingerprint_of_rank_0(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder, oracles = RunFolder(tmp_path), [Contains("a"), Contains("b")]
     alone = [oracle.fingerprint for oracle in oracles]
-    share_fingerprint(oracles[0], folder)
+    agree(oracles[0], folder)
     assert list(tmp_path.iterdir()) == []
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.setenv("MASTER_PORT", "1")
     monkeypatch.setenv("RANK", "1")
-    (tmp_path / "oracle.json").write_text(json.dumps({"launch": "an earlier one", "oracle": "x"}))
+    (tmp_path / "agreed.json").write_text(json.dumps({"launch": "an earlier one", "oracle": "x"}))
     with pytest.raises(OracleError, match="process 0 has written no fingerprint"):
-        share_fingerprint(oracles[1], folder, limit_seconds=0.0)
+        agree(oracles[1], folder, limit_seconds=0.0)
     for rank, oracle in enumerate(oracles):
         monkeypatch.setenv("RANK", str(rank))
-        share_fingerprint(oracle, folder)
+        agree(oracle, folder)
     assert [oracle.fingerprint for oracle in oracles] == [alone[0]] * 2
 
 

@@ -7,6 +7,7 @@ import platform
 import socket
 import subprocess
 import sys
+from datetime import datetime
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,8 @@ def environment() -> dict[str, Any]:
             versions[name] = None
     return {
         "command": sys.argv,
+        "folder": os.getcwd(),
+        "started": datetime.now().isoformat(timespec="seconds"),
         "python": platform.python_version(),
         "platform": platform.platform(),
         "host": socket.gethostname(),

@@ -10,6 +10,7 @@ import json
 import os
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from datetime import datetime
 from pathlib import Path
 from types import TracebackType
 from typing import Any, BinaryIO
@@ -96,6 +97,14 @@ class RunFolder:
                     f"{loaded.provenance[key]}: {key}={now}: run {self.path} was started with {before}; set it back, "
                     f"or change it on purpose with --resume {self.path} {key}={now}"
                 )
+
+    def started(self) -> datetime:
+        """Return the moment at which the run was created; for a run of an earlier version, when its settings were."""
+        try:
+            return datetime.fromisoformat(json.loads((self.path / "env.json").read_text(encoding="utf-8"))["started"])
+        except (OSError, ValueError, KeyError, TypeError):
+            file = self.path / "config.yaml"
+            return datetime.fromtimestamp(file.stat().st_mtime) if file.is_file() else datetime.now()
 
     def change(self, loaded: Loaded, overrides: Sequence[str]) -> None:
         """Record the changed settings of a resumed run."""

@@ -5,9 +5,13 @@ Axes: P prompts, S prompt tokens, K responses a prompt, L all tokens.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
 import torch
 from torch import Tensor
-from transformers import LogitsProcessorList, TemperatureLogitsWarper
+from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper
 
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
@@ -18,23 +22,24 @@ from dinado.rollouts.sampler import Samples
 def beam_search(base: BaseLM, ids_PS: Tensor, mask_PS: Tensor, num_beams: int, max_new_tokens: int) -> Samples:
     """Return the K hypotheses of a beam search of width K, likeliest first; nothing is drawn, so ``log_s`` is 0.
 
-    Hypotheses are compared by their log-probability, without a length penalty. Where the vocabulary is too small for K
-    different hypotheses, some occur twice.
+    Hypotheses are compared by their log-probability under p, without a length penalty. Where the vocabulary is too
+    small for K different hypotheses, some occur twice.
     """
     processors = LogitsProcessorList([TemperatureLogitsWarper(base.temperature)] if base.temperature != 1.0 else [])
-    out_NL = base.model.generate(
-        ids_PS,
-        attention_mask=mask_PS,
-        num_beams=num_beams,
-        num_return_sequences=num_beams,
-        do_sample=False,
-        length_penalty=0.0,
-        max_new_tokens=max_new_tokens,
-        eos_token_id=list(base.eos_ids),
-        pad_token_id=base.pad_id,
-        logits_processor=processors,
-        renormalize_logits=True,
-    )
+    with _without_defaults(base.model):
+        out_NL = base.model.generate(
+            ids_PS,
+            attention_mask=mask_PS,
+            num_beams=num_beams,
+            num_return_sequences=num_beams,
+            do_sample=False,
+            length_penalty=0.0,
+            max_new_tokens=max_new_tokens,
+            eos_token_id=list(base.eos_ids),
+            pad_token_id=base.pad_id,
+            logits_processor=processors,
+            renormalize_logits=True,
+        )
     tokens = [_until_end(row, base.eos_ids) for row in out_NL[:, ids_PS.shape[1] :].tolist()]
     prompt_of = [prompt for prompt in range(len(ids_PS)) for _ in range(num_beams)]
     log_p = base.log_probs(RolloutBatch.unjudged(ids_PS, mask_PS, prompt_of, tokens)).tolist()
@@ -45,6 +50,16 @@ def beam_search(base: BaseLM, ids_PS: Tensor, mask_PS: Tensor, num_beams: int, m
         finished=[response[-1] in base.eos_ids for response in tokens],
         prompt_of=prompt_of,
     )
+
+
+@contextmanager
+def _without_defaults(model: Any) -> Iterator[None]:
+    """Hide the model's generation defaults (repetition penalty, forced tokens, ...) in the block: p has none."""
+    defaults, model.generation_config = model.generation_config, GenerationConfig()
+    try:
+        yield
+    finally:
+        model.generation_config = defaults
 
 
 def _until_end(tokens: list[int], eos_ids: tuple[int, ...]) -> list[int]:

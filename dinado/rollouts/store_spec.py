@@ -34,6 +34,7 @@ class StoreSpec:
         proposal: the distribution that is sampled, relative to the model.
         model: fingerprint of the controlled model that is sampled; None samples the base.
         counts: number of rollouts of each prompt where they differ, at least 1.
+        encoded: digest of the prompts' token ids, which depend on template, date and tokenizer; empty if unknown.
         beam: search for the K likeliest responses of the base instead of sampling; they have no density.
         engine: identity of the inference server that samples in place of the base, as JSON; None samples here.
 
@@ -52,6 +53,7 @@ class StoreSpec:
     model: str | None = None
     counts: tuple[int, ...] | None = None
     beam: bool = False
+    encoded: str = ""
     engine: str | None = None
 
     def __post_init__(self) -> None:
@@ -82,6 +84,7 @@ class StoreSpec:
         later |= {} if self.counts is None else {"counts": list(self.counts)}
         later |= {"beam": True} if self.beam else {}
         later |= {} if self.engine is None else {"engine": json.loads(self.engine)}
+        later |= {"encoded": self.encoded} if self.encoded else {}
         return {
             "schema": SCHEMA_VERSION,
             "base": self.base,
