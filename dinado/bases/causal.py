@@ -16,9 +16,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dinado.bases.loading import load_causal
 from dinado.bases.shared_prefix import align, run_shared
 from dinado.batch import RolloutBatch
-from dinado.errors import DataError, UserError
+from dinado.errors import UserError
 from dinado.objectives.reduction import Head
 from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
@@ -111,19 +112,12 @@ class BaseLM(nn.Module):
         name: str | None = None,
         **kwargs: Any,
     ) -> BaseLM:
-        """Load a Hugging Face causal model by hub name or path; see the class for the keyword arguments."""
-        from safetensors import SafetensorError
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        """Load a Hugging Face causal model by hub name or path; see the class for the keyword arguments.
 
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(path_or_name, revision=revision)
-            model = AutoModelForCausalLM.from_pretrained(path_or_name, revision=revision, dtype=getattr(torch, dtype))
-        except (OSError, ValueError, SafetensorError) as error:
-            reason = str(error).strip().split("\n")[0]
-            raise DataError(
-                f"base.name={path_or_name}: cannot be loaded ({reason}); give a folder or a hub name, or use "
-                "smollm2-135m-instruct, which needs no hub"
-            ) from None
+        Raises:
+            DataError: see :func:`dinado.bases.loading.load_causal`.
+        """
+        model, tokenizer = load_causal(path_or_name, revision=revision, dtype=dtype)
         return cls(model, tokenizer, name=name or path_or_name, **kwargs)
 
     def train(self, mode: bool = True) -> BaseLM:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.peft_layers import fold_adapters
 from dinado.errors import UserError
 from dinado.objectives.reduction import Head, Link
 from dinado.parameters.parameterisation import MatrixPair
@@ -74,14 +75,8 @@ class Lora(Policy):
 
     def fold(self) -> nn.Module:
         """Add every update to its weight matrix and remove the adapters."""
-        from peft.tuners.tuners_utils import BaseTunerLayer
-
         model: nn.Module = self.base.model
-        for name, module in list(model.named_modules()):
-            if isinstance(module, BaseTunerLayer):
-                module.merge()
-                parent = model.get_submodule(name.rpartition(".")[0])
-                setattr(parent, name.rpartition(".")[2], module.get_base_layer())
+        fold_adapters(model)
         self.base.remove_switch(adapters_switched)
         return model
 
