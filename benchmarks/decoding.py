@@ -23,10 +23,11 @@ from benchmarks import timing
 from benchmarks.case import with_base
 from benchmarks.sampling import K, prompts
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.control.controlled_lm import ControlledLM
 from dinado.parameters.lora import Lora
 from dinado.parameters.network import Network
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, NEW_TOKENS = 4, 47, 24
 NETWORK = {

@@ -25,8 +25,9 @@ import torch
 from benchmarks import timing
 from benchmarks.case import with_base
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.batch import RolloutBatch
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 
 PROMPTS, PROMPT_TOKENS, K, NEW_TOKENS = 8, 47, 16, 24
 DEPTHS = (0.0, 0.5, 1.0)

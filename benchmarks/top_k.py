@@ -22,8 +22,9 @@ from benchmarks.decoding import NETWORK, PROMPT_TOKENS
 from benchmarks.sampling import prompts
 from datamodules.tasks.brief import source
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.batch import RolloutBatch
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 from workbench.settings.data_settings import DataConfig
 from workbench.settings.tasks import TaskConfig
 

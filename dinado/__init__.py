@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from dinado.bases.causal import BaseLM as BaseLM
+    from dinado.bases.decoder import Decoder as Decoder
     from dinado.bases.markov import build_markov as build_markov
     from dinado.bases.tiny_gpt2 import build_tiny_gpt2 as build_tiny_gpt2
     from dinado.batch import RolloutBatch as RolloutBatch
@@ -38,13 +39,13 @@ if TYPE_CHECKING:
     from dinado.parameters.parameterisation import Needs as Needs
     from dinado.prompt import Prompt as Prompt
     from dinado.rollouts.proposal import Proposal as Proposal
-    from dinado.rollouts.sampler import Decoder as Decoder
     from dinado.rollouts.sampler import Samples as Samples
     from dinado.rollouts.sampler import sample as sample
     from dinado.rollouts.sampler import uniforms as uniforms
 
 _FILES = {
     "bases.causal": ("BaseLM",),
+    "bases.decoder": ("Decoder",),
     "bases.markov": ("build_markov",),
     "bases.tiny_gpt2": ("build_tiny_gpt2",),
     "batch": ("RolloutBatch",),
@@ -69,7 +70,7 @@ _FILES = {
     "parameters.parameterisation": ("Needs",),
     "prompt": ("Prompt",),
     "rollouts.proposal": ("Proposal",),
-    "rollouts.sampler": ("Decoder", "Samples", "sample", "uniforms"),
+    "rollouts.sampler": ("Samples", "sample", "uniforms"),
 }
 """Names of the package by the file that defines them; the imports above are the same for type checkers."""
 

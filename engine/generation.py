@@ -10,11 +10,12 @@ from typing import Any
 
 import torch
 
+from dinado.bases.decoder import Decoder
 from dinado.bases.prompt_checks import check_prompts
 from dinado.control.controlled_lm import ControlledLM
 from dinado.errors import DataError
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 from engine.devices import device_of
 from engine.restoring import restore_method
 

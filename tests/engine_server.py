@@ -16,7 +16,8 @@ import torch
 
 from dinado.bases.causal import BaseLM
 from dinado.rollouts.proposal import Proposal
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.bases.decoder import Decoder
+from dinado.rollouts.sampler import sample, uniforms
 
 
 @dataclass

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -25,9 +26,10 @@ from helpers import (
     tiny_llama,
 )
 from torch import Tensor
-from transformers import CohereConfig, CohereForCausalLM
+from transformers import LlamaForCausalLM
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.bases.markov import build_word_tokenizer
 from dinado.bases.shared_prefix import align, similar_lengths
 from dinado.errors import DataError, UserError
@@ -36,7 +38,6 @@ from dinado.parameters.full import Full
 from dinado.parameters.lora import Lora
 from dinado.parameters.parameterisation import Needs
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder
 
 TAPS = [0.0, 0.5, 1.0]
 
@@ -242,6 +243,10 @@ def test_a_full_policy_starts_at_the_base_and_leaves_it_alone() -> None:
 # Identity, mode, prompts
 
 
+class Named(LlamaForCausalLM):
+    """The same model by another name."""
+
+
 def test_fingerprint_follows_everything_that_is_part_of_p() -> None:
     same, again = base_lm("llama"), base_lm("llama")
     assert same.fingerprint == again.fingerprint
@@ -260,6 +265,20 @@ def test_fingerprint_follows_everything_that_is_part_of_p() -> None:
     endless.generation_config.eos_token_id = [0, 3]
     others.append(BaseLM(endless, build_word_tokenizer(8)))
     assert others[-1].eos_ids == (0, 3)
+    for settings in (
+        {"rope_theta": 500.0},
+        {"rms_norm_eps": 1e-3},
+        {"hidden_act": "gelu"},
+        {"max_position_embeddings": 32},
+    ):
+        others.append(BaseLM(tiny_llama(8, **settings), build_word_tokenizer(8)))
+    others.append(BaseLM(tiny_llama(8).to(torch.bfloat16), build_word_tokenizer(8)))
+    renamed = Named(tiny_llama(8).config)
+    renamed.load_state_dict(same.model.state_dict())
+    others.append(BaseLM(renamed, build_word_tokenizer(8)))
+    eager = tiny_llama(8)
+    eager.set_attn_implementation("eager")
+    others.append(BaseLM(eager, build_word_tokenizer(8)))
     fingerprints = [same.fingerprint, *(other.fingerprint for other in others)]
     assert len(set(fingerprints)) == len(fingerprints)
 
@@ -302,21 +321,19 @@ def test_chat_template(settings: dict, tokens: list[int]) -> None:
     assert base.encode_prompts([Prompt("0", "5 6")])[0].tolist() == [tokens]
 
 
+class Squared(LlamaForCausalLM):
+    """A model whose logits are no linear map of its states."""
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        out = super().forward(*args, **kwargs)
+        out.logits = out.logits + 0.1 * out.logits.square()
+        return out
+
+
 def test_logits_that_are_not_a_linear_map_are_refused() -> None:
-    config = CohereConfig(
-        vocab_size=8,
-        hidden_size=16,
-        intermediate_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=2,
-        logit_scale=0.1,
-        bos_token_id=0,
-        eos_token_id=0,
-        pad_token_id=0,
-    )
     torch.manual_seed(0)
-    with pytest.raises(UserError, match="cohere: its logits are not a linear map"):
-        BaseLM(CohereForCausalLM(config), build_word_tokenizer(8), name="cohere")
+    with pytest.raises(UserError, match=r"base\.name=mine: Squared: its logits are not a linear map"):
+        BaseLM(Squared(tiny_llama(8).config), build_word_tokenizer(8), name="mine")
 
 
 def test_a_model_without_an_end_is_refused() -> None:

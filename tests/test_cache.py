@@ -6,7 +6,7 @@ import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from dinado.rollouts.cache import RoomyLayer, make_room
+from dinado.bases.roomy_cache import RoomyLayer, make_room
 
 
 def states(length: int, rows: int = 3) -> tuple[torch.Tensor, torch.Tensor]:

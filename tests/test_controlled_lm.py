@@ -34,10 +34,11 @@ from torch.nn.functional import logsigmoid
 from transformers import DynamicCache
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.control.controlled_lm import ControlledLM
 from dinado.parameters.network import Network
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 from engine.restoring import build_base
 from lightning_modules.build_method import build_method
 from workbench.settings.methods import METHODS

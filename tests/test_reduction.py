@@ -28,12 +28,13 @@ def base(dtype: torch.dtype = torch.float64) -> tuple[Tensor, Head]:
     return draw(N, D, seed=2, dtype=dtype), Head(draw(V, D, seed=3, dtype=dtype), draw(V, seed=4, dtype=dtype), 0.7)
 
 
+@pytest.mark.parametrize("cap", [None, 1.5])
 @pytest.mark.parametrize("bias", [False, True])
 @pytest.mark.parametrize("trained", [False, True])
 @pytest.mark.parametrize("support", [None, 0, 3])
 @pytest.mark.parametrize("link", [*LINKS, "alone"])
 def test_derivatives(
-    link: str, support: int | None, trained: bool, bias: bool, monkeypatch: pytest.MonkeyPatch
+    link: str, support: int | None, trained: bool, bias: bool, cap: float | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """``alone`` is a policy without its base; ``support`` None asks for no maximum."""
     monkeypatch.setattr(reduction, "CHUNK_ELEMENTS", 2 * V)
@@ -44,10 +45,10 @@ def test_derivatives(
     def compute(score_NE: Tensor, weight_VE: Tensor, bias_V: Tensor | None = None) -> tuple[Tensor, ...]:
         found = reduce_vocabulary(
             score_NE,
-            Head(weight_VE, bias_V, 1.3),
+            Head(weight_VE, bias_V, 1.3, cap),
             tokens(),
             "log_ratio" if link == "alone" else link,  # type: ignore[arg-type]
-            None if link == "alone" else base(),
+            None if link == "alone" else (base()[0], base()[1]._replace(cap=cap)),
             maximum=support is not None,
             support=support or 0,
         )

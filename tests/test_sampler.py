@@ -10,13 +10,14 @@ import torch
 from scipy import stats
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.bases.markov import build_markov
 from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.batch import RolloutBatch
 from dinado.prompt import Prompt
 from dinado.rollouts import sampler
 from dinado.rollouts.proposal import Proposal
-from dinado.rollouts.sampler import Decoder, Samples, inverse_cdf, sample, uniforms
+from dinado.rollouts.sampler import Samples, inverse_cdf, sample, uniforms
 from dinado.seeding import generator, uniform_numbers
 
 VOCAB = 5

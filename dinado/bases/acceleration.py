@@ -19,10 +19,19 @@ from transformers.modeling_layers import GradientCheckpointingLayer
 
 from dinado.errors import UserError
 
+CACHE_NAMES = ("past_key_values", "layer_past", "past_key_value")
+"""Names of a layer's argument for the cache; newest first."""
+
 
 def decoder_layers(model: nn.Module) -> list[GradientCheckpointingLayer]:
-    """Return the layers of a transformer, in order; an empty list for any other model."""
-    return [module for module in model.modules() if isinstance(module, GradientCheckpointingLayer)]
+    """Return the layers of a transformer, in order; an empty list for any other model, or if layers run repeatedly."""
+    inner: Any = getattr(model, "model", model)  # a base holds its model
+    config = getattr(inner, "config", None)
+    # A multimodal model has other layers beside those of its decoder.
+    decoder = inner.get_decoder() if config is not None and hasattr(inner, "get_decoder") else model
+    layers = [module for module in decoder.modules() if isinstance(module, GradientCheckpointingLayer)]
+    expected = len(layers) if config is None else config.get_text_config(decoder=True).num_hidden_layers
+    return layers if len(layers) == expected else []
 
 
 def compile_layers(model: nn.Module) -> None:
@@ -65,6 +74,10 @@ class _OneLayer:
         self.values = values if self.values is None else torch.cat([self.values, values], -2)
         return self.keys, self.values
 
+    def get_seq_length(self, *args: Any) -> int:
+        """Return the number of positions so far."""
+        return 0 if self.keys is None else self.keys.shape[-2]
+
 
 Inner = Callable[..., Any]
 Outcome = tuple[Any, Tensor | None, Tensor | None]
@@ -75,7 +88,7 @@ def _apart(
 ) -> Outcome:
     """Run a layer; return its output, and its keys and values afterwards, which are None without a cache."""
     own = _OneLayer(keys, values)
-    out = inner(hidden_states=hidden, past_key_values=own if cached else None, **arguments)
+    out = inner(hidden, own if cached else None, **arguments)
     return out, own.keys, own.values
 
 
@@ -98,17 +111,24 @@ def _grows_by_copying(layer: Any) -> bool:
 def _with_own_cache(inner: Inner, index: int, call: Callable[..., Outcome], when: Callable[[Any], bool]) -> Inner:
     """Return a layer's forward that goes through ``call`` (see :func:`_apart`) where ``when`` holds for its cache."""
     signature = inspect.signature(inner)
+    states, *names = signature.parameters
+    # Older models have other names for a layer's cache.
+    past = next((name for name in CACHE_NAMES if name in names), CACHE_NAMES[0])
+    rest = next((p.name for p in signature.parameters.values() if p.kind is p.VAR_KEYWORD), "")
+
+    def run(hidden: Tensor, cache: Any, **arguments: Any) -> Any:
+        return inner(**{states: hidden, past: cache}, **arguments)
 
     def forward(*args: Any, **kwargs: Any) -> Any:
         arguments = dict(signature.bind(*args, **kwargs).arguments)
-        arguments |= arguments.pop("kwargs", {})
-        cache = arguments.pop("past_key_values", None)
+        arguments |= arguments.pop(rest, {})
+        cache = arguments.pop(past, None)
         layers = getattr(cache, "layers", [])
         seen = layers[index] if index < len(layers) and layers[index].is_initialized else None
         if not when(seen):
             return inner(*args, **kwargs)
         before = (None, None) if seen is None else (seen.keys, seen.values)
-        out, keys, values = call(inner, *before, cache is not None, arguments.pop("hidden_states"), arguments)
+        out, keys, values = call(run, *before, cache is not None, arguments.pop(states), arguments)
         if seen is not None:
             seen.keys, seen.values = keys, values
         elif cache is not None:

@@ -7,7 +7,6 @@ a base with an encoder needs only another implementation of :meth:`BaseLM.states
 from __future__ import annotations
 
 import hashlib
-import inspect
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from dataclasses import dataclass
@@ -16,7 +15,17 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
+from dinado.bases.architecture import (
+    check_length,
+    context_of,
+    output_map,
+    refuse_architecture,
+    text_config,
+    window_of,
+)
+from dinado.bases.identity import model_digest
 from dinado.bases.loading import load_causal
+from dinado.bases.probe import check_paths
 from dinado.bases.shared_prefix import align, run_shared
 from dinado.batch import RolloutBatch
 from dinado.errors import UserError
@@ -65,6 +74,8 @@ class BaseLM(nn.Module):
         name: the name of the base in reports.
 
     Attributes:
+        window: the number of slots that a token attends to in some layer; None for all.
+        context: the largest number of tokens, prompt and response, that the model reads right; None for any.
         shards: synchronises the ranks that hold shards of the layers (dinado/bases/sharding.py); None if unsharded.
     """
 
@@ -98,9 +109,12 @@ class BaseLM(nn.Module):
         self.eos_ids = tuple(ids) if isinstance(ids, list | tuple) else (ids,)
         pad = tokenizer.pad_token_id
         self.pad_id: int = self.eos_ids[0] if pad is None else pad
-        self._check_head()
+        refuse_architecture(model, name)
+        self.window, self.context = window_of(model), context_of(model)
+        self._output_map = output_map(model, name)
+        check_paths(self, name)
         # Computed before any adapter is added, so that it covers the pretrained weights alone.
-        self._weights_digest = self._digest()
+        self._digest = model_digest(model, tokenizer)
 
     @classmethod
     def load(
@@ -167,7 +181,7 @@ class BaseLM(nn.Module):
     @property
     def num_layers(self) -> int:
         """The number of layers, each with keys and values."""
-        return self.model.config.num_hidden_layers
+        return text_config(self.model).num_hidden_layers
 
     def layer(self, depth: float) -> int:
         """Return the layer number at a depth given as a fraction; 0 is the token embeddings."""
@@ -177,12 +191,13 @@ class BaseLM(nn.Module):
     def head(self) -> Head:
         """The output embedding with the base temperature folded in, without adapters."""
         out = self.model.get_output_embeddings()
-        return Head(out.weight, out.bias, 1.0 / self.temperature)
+        scale, cap = self._output_map
+        return Head(out.weight, out.bias, scale / self.temperature, None if cap is None else cap / self.temperature)
 
     @property
     def fingerprint(self) -> str:
-        """A hash that changes whenever p(y|c) does; it covers weights, tokenizer, temperature and template."""
-        parts = (self._weights_digest, self.temperature, self.chat_template, self.system_prompt, self.eos_ids)
+        """A hash that changes whenever p(y|c) does; see also :func:`dinado.bases.identity.model_digest`."""
+        parts = (self._digest, self.temperature, self.chat_template, self.system_prompt, self.eos_ids)
         return hashlib.sha256(repr(parts).encode()).hexdigest()[:16]
 
     def encode_prompts(self, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
@@ -206,7 +221,13 @@ class BaseLM(nn.Module):
         Args:
             taps: depths to return as well, fractions of the layers (0 token embeddings, 1 the last layer).
             grad: keep the graph, for adapters in the model.
+
+        Raises:
+            UserError: a text is longer than the model's context.
         """
+        if self.context is not None:
+            length_B = batch.prompt_mask_PS.sum(1)[batch.prompt_of_row_B] + batch.response_mask_BT.sum(1) - 1
+            check_length(self.context, int(length_B.max()))
         indices = [self.layer(depth) for depth in taps]
         body = self.model.base_model
 
@@ -227,6 +248,7 @@ class BaseLM(nn.Module):
                 batch.prompt_of_row_B,
                 batch.response_BT[:, :-1],
                 batch.response_mask_BT[:, :-1],
+                self.window,
             )
             hidden_BTD = align(ran.at_prompt[0], ran.at_response[0], batch.prompt_of_row_B)
         for nothing in answers:  # part of the graph, so that all ranks run equally many backward passes
@@ -249,30 +271,3 @@ class BaseLM(nn.Module):
         ids = self.tokenizer(prompt.text)["input_ids"] if prompt.text else []
         start = self.tokenizer.bos_token_id
         return ids or [self.eos_ids[0] if start is None else start]
-
-    def _check_head(self) -> None:
-        """Refuse models whose logits are not a linear map of the last hidden state."""
-        # Several tokens, because an end token that also pads may have a zero state, which fits any linear map.
-        ids = torch.arange(min(16, self.vocab_size), device=self.device)[None]
-        with torch.no_grad():
-            kwargs = {"use_cache": False} if "use_cache" in inspect.signature(self.model.forward).parameters else {}
-            logits = self.model(ids, **kwargs).logits.float()
-            hidden = self.model.base_model(ids, **kwargs).last_hidden_state
-            linear = self.model.get_output_embeddings()(hidden).float()
-        if not torch.allclose(logits, linear, atol=1e-3, rtol=1e-3):
-            raise UserError(
-                f"base.name={self.name}: its logits are not a linear map of its hidden states (soft-capping or "
-                "scaling after the output embedding); such models are not supported"
-            )
-
-    def _digest(self) -> str:
-        digest = hashlib.sha256()
-        for name, parameter in sorted(self.model.named_parameters()):
-            flat = parameter.detach().reshape(-1)
-            # A few thousand values of each tensor are enough to tell models apart, and cheap to hash.
-            probe = flat[:: max(1, flat.numel() // 2048)].float().cpu().numpy()
-            digest.update(f"{name}{tuple(parameter.shape)}".encode())
-            digest.update(probe.tobytes())
-        digest.update(repr(sorted(self.tokenizer.get_vocab().items())).encode())
-        digest.update(str(getattr(self.tokenizer, "chat_template", None)).encode())
-        return digest.hexdigest()[:16]

@@ -42,6 +42,7 @@ def run_shared(
     prompt_of_row_B: Tensor,
     response: Tensor,
     response_mask_BR: Tensor,
+    window: int | None = None,
 ) -> SharedRun:
     """Return the outputs of ``body`` at every prompt position and at every given response position.
 
@@ -53,9 +54,13 @@ def run_shared(
             appends its keys and values to the cache.
         prompt: token ids ``[P, S]`` or features ``[P, S, F]``.
         response: token ids ``[B, R]`` or features ``[B, R, F]`` that follow the prompt; R may be 0.
+        window: number of slots that a token of the body attends to in some layer; None for all. Sharing the common
+            prefix puts padding between it and a shorter prompt's own tokens, and windows count padding. The prefix is
+            therefore shared only where no text exceeds the window.
     """
     cache = DynamicCache()
-    common = common_prefix(prompt, prompt_mask_PS) if prompt.ndim == 2 else 0
+    seen = window is None or prompt.shape[1] + response.shape[1] <= window
+    common = common_prefix(prompt, prompt_mask_PS) if prompt.ndim == 2 and seen else 0
     first: tuple[Tensor, ...] = ()
     if common:
         longest = int(prompt_mask_PS.sum(1).argmax())

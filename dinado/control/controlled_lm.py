@@ -8,17 +8,28 @@ Axes: N rows, L new positions, V vocabulary, D width.
 
 from __future__ import annotations
 
-import copy
 from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedModel
+from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
 
+from dinado.bases.architecture import check_length
 from dinado.bases.causal import BaseLM
 from dinado.bases.shared_prefix import positions_PS
 from dinado.parameters.parameterisation import Parameterisation
+
+
+class ControlledConfig(PreTrainedConfig):
+    """The sizes that ``generate()`` reads: every layer of the cache keeps all keys and values."""
+
+    model_type = "dinado_controlled"
+
+    vocab_size: int = 1
+    hidden_size: int = 1
+    num_hidden_layers: int = 1
+    max_position_embeddings: int | None = None
 
 
 class ControlledLM(PreTrainedModel, GenerationMixin):
@@ -29,18 +40,22 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         alpha: control strength; 0 is the base, 1 the trained model. A policy with another alpha runs the base too.
     """
 
+    config_class = ControlledConfig
     _supports_sdpa = True
     main_input_name = "input_ids"
     scores: Parameterisation
 
     def __init__(self, scores: Parameterisation, alpha: float = 1.0) -> None:
         base = scores.base
-        config = copy.deepcopy(base.model.config)
-        extra = scores.cache_layers(alpha)
-        config.num_hidden_layers = base.num_layers + extra
-        if getattr(config, "layer_types", None):
-            config.layer_types = [*config.layer_types, *["full_attention"] * extra]
-        super().__init__(config)
+        # The base's own config would bring what the wrapper has not: windows, experts, embeddings of its own.
+        super().__init__(
+            ControlledConfig(
+                vocab_size=base.vocab_size,
+                hidden_size=base.hidden_size,
+                num_hidden_layers=base.num_layers + scores.cache_layers(alpha),
+                max_position_embeddings=base.context,
+            )
+        )
         self.scores = scores
         self.alpha = alpha
         # The base's own generation defaults (truncation, temperature) must not leak in: q is defined without them.
@@ -74,6 +89,9 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
             attention_mask: ``[N, past + L]``, 0 on left padding.
             position_ids: computed from the mask if not given.
             logits_to_keep: number of last positions to compute logits for; 0 for all.
+
+        Raises:
+            UserError: the text is longer than the base's context.
         """
         cache = past_key_values if past_key_values is not None else DynamicCache()
         length = input_ids.shape[1]
@@ -82,6 +100,8 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
             attention_mask = torch.ones((len(input_ids), past + length), dtype=torch.long, device=input_ids.device)
         if position_ids is None:
             position_ids = positions_PS(attention_mask)[:, -length:]
+        if self.base.context is not None and attention_mask.shape[1] > self.base.context:
+            check_length(self.base.context, int(position_ids.max()) + 1)
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
         logits = self.scores.logits(input_ids, cache, logits_to_keep, where, self.alpha)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)

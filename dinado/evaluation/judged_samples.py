@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.batch import RolloutBatch
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 
 
 @dataclass

@@ -26,18 +26,24 @@ CHUNK_ELEMENTS = 8_000_000
 
 
 class Head(NamedTuple):
-    """A linear map from states to the vocabulary: ``scale * (h @ weight.T + bias)``."""
+    """A map from states to the vocabulary: ``z = scale * (h @ weight.T + bias)``, or ``cap * tanh(z / cap)``."""
 
     weight_VD: Tensor
     bias_V: Tensor | None = None
     scale: float = 1.0
+    cap: float | None = None
 
     def logits(self, hidden_ND: Tensor) -> Tensor:
-        """Compute logits ``[N, V]``, in float32 at least."""
+        """Compute logits ``[N, V]`` in the weight's type; return them in float32 at least."""
         # Scaling the input saves a pass over the output.
         bias_V = None if self.bias_V is None else self.bias_V * self.scale
-        logits_NV = F.linear(hidden_ND * self.scale, self.weight_VD, bias_V)
-        return logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        logits_NV = F.linear((hidden_ND * self.scale).to(self.weight_VD.dtype), self.weight_VD, bias_V)
+        logits_NV = logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float()
+        return logits_NV if self.cap is None else torch.tanh(logits_NV / self.cap) * self.cap
+
+    def cap_slope(self, logits: Tensor) -> Tensor:
+        """Return the derivative of capped logits by uncapped ones, ``1 - (logits / cap)^2``."""
+        return 1 - (logits / self.cap).square() if self.cap is not None else torch.ones_like(logits)
 
 
 class Reduced(NamedTuple):
@@ -75,8 +81,8 @@ def reduce_vocabulary(
     Returns:
         Reduced numbers with gradients to ``score_NE`` and the score head.
     """
-    weight_VE, bias_V, scale = score_head
-    plan = _Plan(scale, base, tokens_NK, link, maximum and base is not None, support)
+    weight_VE, bias_V, scale, cap = score_head
+    plan = _Plan(scale, cap, base, tokens_NK, link, maximum and base is not None, support)
     return Reduced(*_Reduce.apply(score_NE, weight_VE, bias_V, plan))
 
 
@@ -84,6 +90,7 @@ class _Plan(NamedTuple):
     """The arguments of a pass other than the tensors that may need a gradient."""
 
     scale: float
+    cap: float | None
     base: tuple[Tensor, Head] | None
     tokens_NK: Tensor
     link: Link
@@ -97,7 +104,8 @@ class _Chunk(NamedTuple):
     Attributes:
         log_p_nK, score_nK, log_mean_n, maximum_n: see :class:`Reduced`.
         place_n: the token of the maximum.
-        dense_nV: q ds/du; for a policy the derivative is that of log q.
+        cap_nJ: derivative of the requested tokens' and the maximum's logits by uncapped ones; 1 without a cap.
+        dense_nV: q ds/du; for a policy the derivative is that of log q. With a cap it is by uncapped logits.
     """
 
     log_p_nK: Tensor
@@ -105,6 +113,7 @@ class _Chunk(NamedTuple):
     log_mean_n: Tensor
     maximum_n: Tensor
     place_n: Tensor
+    cap_nJ: Tensor
     dense_nV: Tensor
 
 
@@ -113,7 +122,7 @@ class _Reduce(torch.autograd.Function):
     def forward(
         ctx: Any, score_NE: Tensor, weight_VE: Tensor, bias_V: Tensor | None, plan: _Plan
     ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        head = Head(weight_VE, bias_V, plan.scale)
+        head = Head(weight_VE, bias_V, plan.scale, plan.cap)
         ctx.head_is_trained = any(ctx.needs_input_grad[1:3])
         keeps_mean = ctx.needs_input_grad[0] and not ctx.head_is_trained
         parts: list[tuple[Tensor, ...]] = []
@@ -123,13 +132,14 @@ class _Reduce(torch.autograd.Function):
             parts.append(tuple(reduced))
             if mean_NE is not None:
                 mean_NE[rows] = dense_nV.to(weight_VE.dtype) @ weight_VE
-        log_p_NK, score_NK, log_mean_N, maximum_N, place_N = (torch.cat(column) for column in zip(*parts, strict=True))
+        columns = (torch.cat(column) for column in zip(*parts, strict=True))
+        log_p_NK, score_NK, log_mean_N, maximum_N, place_N, cap_NJ = columns
         ctx.mark_non_differentiable(log_p_NK, *([log_mean_N] if plan.link == "log_ratio" else []))
         if any(ctx.needs_input_grad[:3]):
             ctx.plan = plan
             ctx.autocast = _same_autocast(score_NE.device.type)
             kept = (score_NE, weight_VE, bias_V) if ctx.head_is_trained else (mean_NE, weight_VE, None)
-            ctx.save_for_backward(*kept, score_NK, maximum_N, place_N)
+            ctx.save_for_backward(*kept, score_NK, maximum_N, place_N, cap_NJ)
         return log_p_NK, score_NK, log_mean_N, maximum_N
 
     @staticmethod
@@ -138,7 +148,7 @@ class _Reduce(torch.autograd.Function):
         ctx: Any, _: Tensor, grad_score_NK: Tensor, grad_mean_N: Tensor, grad_maximum_N: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         plan: _Plan = ctx.plan
-        kept_NE, weight_VE, bias_V, score_NK, maximum_N, place_N = ctx.saved_tensors
+        kept_NE, weight_VE, bias_V, score_NK, maximum_N, place_N, cap_NJ = ctx.saved_tensors
         # The sparse entries are those of the requested tokens and of the token of the maximum.
         index_NJ, grad_NJ, score_NJ = plan.tokens_NK, grad_score_NK, score_NK
         if plan.maximum:
@@ -148,6 +158,8 @@ class _Reduce(torch.autograd.Function):
         # The dense row comes from the normaliser: with a minus sign in a policy's log q, else in log_mean.
         dense_N = -grad_NJ.sum(1) if plan.link == "log_ratio" else grad_mean_N
         sparse_NJ = grad_NJ * _slope(score_NJ, plan.link) * plan.scale
+        if plan.cap is not None:
+            sparse_NJ = sparse_NJ * cap_NJ[:, : sparse_NJ.shape[1]]
         dense_N = dense_N * plan.scale
         if not ctx.head_is_trained:
             sparse_NE = F.embedding_bag(
@@ -156,7 +168,8 @@ class _Reduce(torch.autograd.Function):
             grad_NE = sparse_NE.to(dense_N.dtype) + dense_N[:, None] * kept_NE.to(dense_N.dtype)
             return grad_NE.to(kept_NE.dtype), None, None, None
         with ctx.autocast():
-            grads = _through_head(kept_NE, Head(weight_VE, bias_V, plan.scale), plan, index_NJ, sparse_NJ, dense_N)
+            head = Head(weight_VE, bias_V, plan.scale, plan.cap)
+            grads = _through_head(kept_NE, head, plan, index_NJ, sparse_NJ, dense_N)
         return *grads, None
 
 
@@ -178,15 +191,26 @@ def _through_head(
 
 
 def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> _Chunk:
+    """Reduce the logits of some tokens; derivatives are by the logits before the cap, if there is one."""
+    u_nV = head.logits(score_NE[rows])
+    slope_nV = None if head.cap is None else head.cap_slope(u_nV)  # the logits are overwritten
+    chunk = _reduce_logits(u_nV, plan, rows)
+    if slope_nV is None:
+        return chunk
+    index_nJ = torch.cat([plan.tokens_NK[rows], chunk.place_n[:, None]], 1)
+    return chunk._replace(cap_nJ=slope_nV.gather(1, index_nJ), dense_nV=chunk.dense_nV.mul_(slope_nV))
+
+
+def _reduce_logits(u_nV: Tensor, plan: _Plan, rows: slice) -> _Chunk:
     """Reduce the logits of some tokens; each of the two matrices ``[n, V]`` is overwritten once it has been read."""
     tokens_nK = plan.tokens_NK[rows]
-    u_nV = head.logits(score_NE[rows])
+    cap_nJ = u_nV.new_ones((len(u_nV), tokens_nK.shape[1] + 1))
     if plan.base is None:
         log_z_n1 = u_nV.logsumexp(1, keepdim=True)
         score_nK = u_nV.gather(1, tokens_nK) - log_z_n1
         zero_n = torch.zeros_like(log_z_n1[:, 0])
         dense_nV = u_nV.sub_(log_z_n1).exp_()
-        return _Chunk(torch.zeros_like(score_nK), score_nK, zero_n, zero_n, zero_n.long(), dense_nV)
+        return _Chunk(torch.zeros_like(score_nK), score_nK, zero_n, zero_n, zero_n.long(), cap_nJ, dense_nV)
     base_ND, base_head = plan.base
     z_nV = base_head.logits(base_ND[rows])
     log_z_n1 = z_nV.logsumexp(1, keepdim=True)
@@ -199,7 +223,7 @@ def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> 
         maximum_n = maximum_n + (log_z_n1 - log_norm_n1)[:, 0] if plan.maximum else maximum_n
         # A policy is normalised already; forming the sum would only add rounding.
         log_mean_n = torch.zeros_like(maximum_n)
-        return _Chunk(log_p_nK, score_nK, log_mean_n, maximum_n, place_n, u_nV.sub_(log_norm_n1).exp_())
+        return _Chunk(log_p_nK, score_nK, log_mean_n, maximum_n, place_n, cap_nJ, u_nV.sub_(log_norm_n1).exp_())
     score_nV = link_scores(plan.link, u_nV)
     score_nK = score_nV.gather(1, tokens_nK)
     maximum_n, place_n = _maximum(score_nV, likely_nk, plan.maximum)
@@ -207,7 +231,7 @@ def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> 
     dense_nV = z_nV.sub_(log_norm_n1).exp_()
     if plan.link == "logsigmoid":
         dense_nV.addcmul_(dense_nV, score_nV.exp_(), value=-1)
-    return _Chunk(log_p_nK, score_nK, (log_norm_n1 - log_z_n1)[:, 0], maximum_n, place_n, dense_nV)
+    return _Chunk(log_p_nK, score_nK, (log_norm_n1 - log_z_n1)[:, 0], maximum_n, place_n, cap_nJ, dense_nV)
 
 
 def link_scores(link: Link, logits_NV: Tensor) -> Tensor:

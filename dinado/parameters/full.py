@@ -18,8 +18,10 @@ class Full(Policy):
 
     @classmethod
     def inject(cls, base: BaseLM, *, link: Link, seed: int) -> Self:
-        """Copy the base; nothing is initialised at random."""
+        """Copy the base in float32, because steps are too small for shorter types; nothing is initialised at random."""
         policy = copy.deepcopy(base)
+        if base.head.weight_VD.dtype.itemsize < 4:
+            policy.model.float()
         policy.model.requires_grad_(True)
         return cls(base, policy)
 

@@ -122,11 +122,22 @@ def adapters_switched(model: nn.Module, on: bool) -> Iterator[None]:
 def _add_adapters(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    config = LoraConfig(r=r, lora_alpha=alpha, lora_dropout=dropout, target_modules=targets, task_type="CAUSAL_LM")
+    routers = [name for name, module in base.model.named_modules() if _is_router(module)]
+    config = LoraConfig(
+        r=r,
+        lora_alpha=alpha,
+        lora_dropout=dropout,
+        target_modules=targets,
+        exclude_modules=routers or None,
+        task_type="CAUSAL_LM",
+    )
     try:
         inject_adapter_in_model(config, base.model)
     except ValueError as error:
         raise UserError(f"lora.targets={targets}: {str(error).splitlines()[0]}") from None
+    for parameter in base.model.parameters():
+        if parameter.requires_grad and parameter.dtype.itemsize < 4:
+            parameter.data = parameter.data.float()  # a step of an adapter is too small for shorter types
     out = base.model.get_output_embeddings()
     if hasattr(out, "active_adapters"):
         # Folding the adapters would change the input embeddings too, and dropout before them would not be applied.
@@ -136,3 +147,14 @@ def _add_adapters(base: BaseLM, *, r: int, alpha: float, dropout: float, targets
             )
         if dropout:
             raise UserError("lora.targets adapts the output embedding, which lora.dropout cannot reach; set it to 0")
+
+
+@torch.no_grad()
+def _is_router(module: nn.Module) -> bool:
+    """Tell whether a linear layer returns more than one tensor, as some routers of experts do; no adapter fits it."""
+    if not isinstance(module, nn.Linear) or type(module).forward is nn.Linear.forward:
+        return False
+    try:
+        return not isinstance(module(module.weight.new_zeros((2, module.in_features))), torch.Tensor)
+    except Exception:  # a layer with an interface of its own
+        return True

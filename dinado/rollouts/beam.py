@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 from transformers import GenerationConfig, LogitsProcessorList, TemperatureLogitsWarper
 
+from dinado.bases.architecture import check_length
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.rollouts.sampler import Samples
@@ -25,6 +26,7 @@ def beam_search(base: BaseLM, ids_PS: Tensor, mask_PS: Tensor, num_beams: int, m
     Hypotheses are compared by their log-probability under p, without a length penalty. Where the vocabulary is too
     small for K different hypotheses, some occur twice.
     """
+    check_length(base.context, int(mask_PS.sum(1).max()) + max_new_tokens - 1)
     processors = LogitsProcessorList([TemperatureLogitsWarper(base.temperature)] if base.temperature != 1.0 else [])
     with _without_defaults(base.model):
         out_NL = base.model.generate(

@@ -15,12 +15,13 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from dinado.bases.decoder import Decoder
 from dinado.batch import RolloutBatch
 from dinado.rollouts.beam import beam_search
 from dinado.rollouts.continuations import likeliest, look_ahead
 from dinado.rollouts.rollout_store import RolloutStore
 from dinado.rollouts.rollout_table import store_summary
-from dinado.rollouts.sampler import Decoder, Samples, sample, uniforms
+from dinado.rollouts.sampler import Samples, sample, uniforms
 from dinado.rollouts.served_texts import ServedTexts
 from dinado.rollouts.shard import shard_digest
 from dinado.rollouts.state_store import StateStore

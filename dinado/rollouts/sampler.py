@@ -6,19 +6,15 @@ batch. Axes: P prompts, S prompt tokens, K responses a prompt, N = P * K rows, V
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-from transformers import DynamicCache
 
-from dinado.bases.shared_prefix import positions_PS
-from dinado.rollouts.cache import make_room
+from dinado.bases.decoder import Decoder
 from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.trace import Trace, TracedStates
 from dinado.seeding import uniform_numbers
@@ -50,70 +46,6 @@ class Samples:
     prompt_of: list[int] = field(default_factory=list)
     states: TracedStates | None = None
     drawn_by: dict[str, str] = field(default_factory=dict)
-
-
-class Decoder:
-    """Next-token log-probabilities of a causal model, step by step, with one cache.
-
-    Args:
-        model: a transformers causal LM, a ControlledLM included.
-        temperature: divides its logits; for a base, the temperature that is part of p.
-        layers: layers whose hidden states are returned; 0 is the token embeddings.
-
-    Attributes:
-        states_NLJD: these states at the positions of the last call; set only if there are such layers.
-    """
-
-    states_NLJD: Tensor
-
-    def __init__(self, model: Any, temperature: float = 1.0, layers: Sequence[int] = ()) -> None:
-        self.model = model
-        self.temperature = temperature
-        self.layers = tuple(layers)
-        accepts = inspect.signature(model.forward).parameters
-        self._last_only = {"logits_to_keep": 1} if "logits_to_keep" in accepts else {}
-
-    def start(self, ids_PS: Tensor, mask_PS: Tensor, repeats: int | Tensor, room: int = 0) -> Tensor:
-        """Encode each prompt once and repeat it for its rows; return log-probabilities ``[N, V]``.
-
-        Args:
-            repeats: number of rows of each prompt, one number for all or one each.
-            room: number of steps to come, if known; the cache is then allocated once.
-        """
-        self._cache = DynamicCache()
-        log_PV = self._forward(ids_PS, mask_PS, positions_PS(mask_PS))
-        rows_N = torch.arange(len(ids_PS), device=ids_PS.device).repeat_interleave(repeats)
-        self._cache.batch_select_indices(rows_N)
-        if room:
-            make_room(self._cache, room)
-        self._mask_NL = mask_PS[rows_N]
-        return log_PV[rows_N]
-
-    def step(self, tokens_N: Tensor) -> Tensor:
-        """Append one token to every row; return log-probabilities ``[N, V]``."""
-        position_N1 = self._mask_NL.sum(1, keepdim=True)
-        self._mask_NL = torch.cat([self._mask_NL, torch.ones_like(self._mask_NL[:, :1])], 1)
-        return self._forward(tokens_N[:, None], self._mask_NL, position_N1)
-
-    def keep(self, rows_M: Tensor) -> None:
-        """Drop all rows but these."""
-        self._cache.batch_select_indices(rows_M)
-        self._mask_NL = self._mask_NL[rows_M]
-
-    def _forward(self, ids_NL: Tensor, mask_NL: Tensor, position_NL: Tensor) -> Tensor:
-        out = self.model(
-            ids_NL,
-            attention_mask=mask_NL,
-            position_ids=position_NL,
-            past_key_values=self._cache,
-            use_cache=True,
-            **self._last_only,
-            **({"output_hidden_states": True} if self.layers else {}),
-        )
-        if self.layers:
-            self.states_NLJD = torch.stack([out.hidden_states[layer] for layer in self.layers], 2)
-        logits_NV = out.logits[:, -1].float()
-        return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature).log_softmax(1)
 
 
 def uniforms(

@@ -13,8 +13,9 @@ from helpers import batch_of, plain_log_probs, prompt_tokens
 from torch import nn
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.decoder import Decoder
 from dinado.prompt import Prompt
-from dinado.rollouts.sampler import Decoder, sample, uniforms
+from dinado.rollouts.sampler import sample, uniforms
 
 MakeBase = Callable[[float], BaseLM]
 """Makes the base anew, with a temperature. Its tokenizer reads words of digits, and token 0 ends a response."""
