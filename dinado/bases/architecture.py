@@ -15,7 +15,7 @@ from torch import Tensor
 
 from dinado.errors import UserError
 
-ATTENTION = ("full_attention", "sliding_attention", "indexed_attention")
+ATTENTION = ("full_attention", "sliding_attention")
 """Kinds of layers whose keys and values one plain cache holds."""
 LENGTH_SCALINGS = ("dynamic", "longrope")
 """Rotary embeddings whose frequencies change once a text exceeds the original length; cached keys would be stale."""
@@ -32,7 +32,7 @@ def refuse_architecture(model: Any, name: str) -> None:
     """Refuse kinds of models that no path here computes right.
 
     Raises:
-        UserError: an encoder-decoder, recurrent or chunked model.
+        UserError: an encoder-decoder model, or one whose layers are recurrent, chunked or indexed.
     """
     config = text_config(model)
     kinds = set(getattr(config, "layer_types", None) or ())
@@ -41,6 +41,8 @@ def refuse_architecture(model: Any, name: str) -> None:
         raise UserError(f"{where} is an encoder-decoder model or a part of one; give a causal language model")
     if "chunked_attention" in kinds:
         raise UserError(f"{where} attends within chunks of slots, which padding would shift; it is not supported")
+    if "indexed_attention" in kinds:
+        raise UserError(f"{where} keeps keys of an index in its cache, which prompts cannot share; it is not supported")
     if getattr(model, "_is_stateful", False) or kinds - set(ATTENTION):
         raise UserError(f"{where} has recurrent layers, whose state padding would change; it is not supported")
 

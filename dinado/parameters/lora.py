@@ -9,6 +9,7 @@ from typing import Any, Self
 import torch
 from torch import nn
 
+from dinado.bases.architecture import text_config
 from dinado.bases.causal import BaseLM
 from dinado.bases.peft_layers import fold_adapters
 from dinado.errors import UserError
@@ -122,13 +123,14 @@ def adapters_switched(model: nn.Module, on: bool) -> Iterator[None]:
 def _add_adapters(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str | list[str]) -> None:
     from peft import LoraConfig, inject_adapter_in_model
 
-    routers = [name for name, module in base.model.named_modules() if _is_router(module)]
+    excluded = [name for name, module in base.model.named_modules() if _is_router(module)]
+    excluded += _beside_the_decoder(base.model)
     config = LoraConfig(
         r=r,
         lora_alpha=alpha,
         lora_dropout=dropout,
         target_modules=targets,
-        exclude_modules=routers or None,
+        exclude_modules=excluded or None,
         task_type="CAUSAL_LM",
     )
     try:
@@ -158,3 +160,11 @@ def _is_router(module: nn.Module) -> bool:
         return not isinstance(module(module.weight.new_zeros((2, module.in_features))), torch.Tensor)
     except Exception:  # a layer with an interface of its own
         return True
+
+
+def _beside_the_decoder(model: Any) -> list[str]:
+    """List the linear layers of a multimodal model that text does not pass, such as those of a vision tower."""
+    if text_config(model) is model.config:
+        return []
+    passed = {id(model.get_output_embeddings()), *(id(module) for module in model.get_decoder().modules())}
+    return [n for n, module in model.named_modules() if isinstance(module, nn.Linear) and id(module) not in passed]
