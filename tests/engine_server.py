@@ -15,8 +15,8 @@ from typing import Any
 import torch
 
 from dinado.bases.causal import BaseLM
-from dinado.rollouts.proposal import Proposal
 from dinado.bases.decoder import Decoder
+from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.sampler import sample, uniforms
 
 
