@@ -25,7 +25,7 @@ from dinado.bases.architecture import (
 )
 from dinado.bases.identity import model_digest
 from dinado.bases.loading import load_causal
-from dinado.bases.probe import check_paths
+from dinado.bases.path_check import check_paths
 from dinado.bases.shared_prefix import align, run_shared
 from dinado.batch import RolloutBatch
 from dinado.errors import UserError
