@@ -4,6 +4,10 @@ python generate.py runs/quickstart/<id> --prompt "Write one short sentence about
 python generate.py runs/quickstart/<id> --prompt "..." --num 4 --mode beam --alpha 1.5
 cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt a line
 python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
+python generate.py runs/quickstart/<id> base.name=/new/place/model --prompt "..."
+
+A line of the output holds the fields of its input row and `text`; where rows have a `text` of their own, they keep it
+and the new text is `response`. Of the settings, base.name, data.cache and trainer.accelerator can be changed.
 """
 
 from __future__ import annotations
@@ -24,6 +28,7 @@ BEAMS = cli.Option("beams", "Beams of --mode beam (default 8).", "N")
 ALPHA = cli.Option("alpha", "Control strength, p * R^alpha (default: the run's).", "X")
 TOKENS = cli.Option("max-new-tokens", "Budget of a text (default: the run's).", "N")
 SEED = cli.Option("seed", "Seed of the samples (default 0).", "N")
+SETTINGS = ("base.name", "data.cache", "trainer.accelerator")
 OPTIONS = [PROMPT, INPUT, OUTPUT, NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, cli.JSON]
 
 
@@ -51,11 +56,11 @@ def main(arguments: cli.Arguments) -> int:
     from engine.generation import read_prompts, write_texts
 
     prompts = read_prompts(arguments.value(PROMPT), arguments.value(INPUT))
-    records = write_texts(folder.path, prompts, output=arguments.value(OUTPUT), **settings)
+    records = write_texts(folder.path, prompts, arguments.overrides, output=arguments.value(OUTPUT), **settings)
     if arguments.flag(cli.JSON):
         cli.print_json({"texts": records, "run_dir": str(folder.path)})
     return 0
 
 
 if __name__ == "__main__":
-    sys.exit(cli.run(main, __doc__ or "", OPTIONS, settings=False))
+    sys.exit(cli.run(main, __doc__ or "", OPTIONS, settings=SETTINGS))

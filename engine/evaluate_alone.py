@@ -26,6 +26,7 @@ from workbench.settings.config import Config
 def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
     """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit."""
     console = run_console(quiet)
+    folder.make_importable()
     task, base = build_task(config), build_base(config, folder.started())
     check_held_out(config, base, task)
     # Before adapters are injected into the base, because the world is enumerated from p.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from datamodules.tasks.jsonl import check_text
 from dinado.bases.decoder import Decoder
 from dinado.bases.prompt_checks import check_prompts
 from dinado.control.controlled_lm import ControlledLM
@@ -32,11 +33,15 @@ def read_prompts(text: str | None, file: str | None) -> list[Prompt]:
     if text is not None and file is not None:
         raise DataError("give --prompt or --input, not both")
     if text is not None:
+        _check_utf8("--prompt", text)
         prompts = [Prompt("0", text)]
     elif file is not None:
         prompts = list(_from_jsonl(Path(file)))
     else:
-        prompts = [Prompt(str(i), line.strip()) for i, line in enumerate(_lines_of_stdin()) if line.strip()]
+        lines = _lines_of_stdin()
+        for number, line in enumerate(lines, 1):
+            _check_utf8(f"stdin, line {number}", line)
+        prompts = [Prompt(str(i), line.strip()) for i, line in enumerate(lines) if line.strip()]
     if not prompts:
         raise DataError("there is no prompt to answer; give --prompt TEXT, --input FILE, or lines on stdin")
     return prompts
@@ -46,6 +51,7 @@ def read_prompts(text: str | None, file: str | None) -> list[Prompt]:
 def write_texts(
     run: Path,
     prompts: list[Prompt],
+    overrides: Sequence[str] = (),
     *,
     output: str | None,
     mode: str,
@@ -57,12 +63,16 @@ def write_texts(
 ) -> list[dict[str, Any]]:
     """Decode every prompt ``num`` times, write texts to stdout or JSON lines to ``output``, return the records.
 
+    A record holds the fields of the prompt's row, ``prompt``, and the text: ``text``, or ``response`` where rows have a
+    ``text`` of their own.
+
     Raises:
-        DataError: ``output`` is not a file in an existing folder.
+        DataError: ``output`` is not a file in an existing folder, or a prompt does not fit the base.
     """
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise DataError(f"--output {output}: name a file in a folder that exists")
-    method = restore_method(run)
+    field = _free_field(prompts)
+    method = restore_method(run, overrides=overrides)
     method.to(device_of(method.config.trainer))
     model = method.controlled(alpha)
     budget = max_new_tokens or method.config.rollouts.max_new_tokens
@@ -75,7 +85,7 @@ def write_texts(
             texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, start=start)
             for prompt, answers in zip(some, texts, strict=True):
                 for text in answers:
-                    record = {**prompt.data, "prompt": prompt.text, "text": text}
+                    record = {**prompt.data, "prompt": prompt.text, field: text}
                     records.append(record)
                     print(json.dumps(record, ensure_ascii=False) if output else text, file=stream, flush=True)
     finally:
@@ -109,9 +119,25 @@ def decode(
     return [texts[i * each : (i + 1) * each] for i in range(len(prompts))]
 
 
+def _free_field(prompts: list[Prompt]) -> str:
+    taken = {name for prompt in prompts for name in prompt.data}
+    for name in ("text", "response"):
+        if name not in taken:
+            return name
+    raise DataError("--input: rows have both a field `text` and a field `response`; rename one of them")
+
+
+def _check_utf8(place: str, text: str) -> None:
+    """Refuse bytes that are no UTF-8, which Python reads from a terminal as halves of surrogate pairs."""
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(f"{place} is not UTF-8 at character {error.start}") from None
+
+
 def _lines_of_stdin() -> list[str]:
     try:
-        return sys.stdin.read().splitlines()
+        return sys.stdin.read().removeprefix("\ufeff").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"stdin is not UTF-8 at byte {error.start}") from None
 
@@ -120,7 +146,7 @@ def _from_jsonl(file: Path) -> Iterator[Prompt]:
     if not file.is_file():
         raise DataError(f"--input {file}: {'is a folder' if file.is_dir() else 'no such file'}")
     try:
-        lines = file.read_text(encoding="utf-8").splitlines()
+        lines = file.read_text(encoding="utf-8-sig").split("\n")
     except UnicodeDecodeError as error:
         raise DataError(f"--input {file}: not UTF-8 at byte {error.start}") from None
     for number, line in enumerate(lines, 1):
@@ -132,4 +158,5 @@ def _from_jsonl(file: Path) -> Iterator[Prompt]:
             raise DataError(f"--input {file}, line {number}: not JSON ({error.msg})") from None
         if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
             raise DataError(f"--input {file}, line {number}: needs a text field `prompt`")
+        check_text(line, row, f"--input {file}, line {number}")
         yield Prompt(str(number), row["prompt"], {key: value for key, value in row.items() if key != "prompt"})

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from datetime import datetime
 from pathlib import Path
 from typing import Any
@@ -79,17 +80,18 @@ def base_of_run(run: str, config: Config) -> BaseLM:
     )
 
 
-def restore_method(run: str | Path, base: BaseLM | None = None) -> RolloutMethod:
+def restore_method(run: str | Path, base: BaseLM | None = None, overrides: Sequence[str] = ()) -> RolloutMethod:
     """Restore the trained method of a run, from its last checkpoint or from the one that ``run`` names.
 
     Args:
         base: the run's base, if it has been loaded already.
+        overrides: settings to change, such as the place of a base that has moved.
 
     Raises:
         CheckpointError: there is no such run, no checkpoint yet, or the checkpoint does not fit.
     """
     folder = find_run(run)
-    config = from_run_folder(folder.path).config
+    config = from_run_folder(folder.path, overrides).config
     method = build_method(config, base or build_base(config, folder.started()))
     check_and_load(method, read_checkpoint(folder.checkpoint))
     return method.eval()

@@ -99,6 +99,7 @@ def train(
     check_loggers(config)
     check_rows(config)
     L.seed_everything(config.seed, workers=True, verbose=False)
+    folder.make_importable()
     task = build_task(config)
     base = build_base(config, agree(task.oracle, folder))
     check_before_sampling(config, base, task)

@@ -18,7 +18,7 @@ from lightning.pytorch.loggers import Logger
 from lightning.pytorch.profilers import AdvancedProfiler, Profiler, PyTorchProfiler, SimpleProfiler
 from lightning.pytorch.strategies import DDPStrategy
 
-from dinado.ranks import rank_and_size
+from dinado.ranks import is_launched, rank_and_size
 from engine.checkpoints import DurableCheckpoints
 from engine.devices import device_of
 from lightning_modules.rollout_method import RolloutMethod
@@ -63,7 +63,8 @@ def build_trainer(
         use_distributed_sampler=False,
         default_root_dir=str(folder.path),
         profiler=build_profiler(settings.profiler, folder),
-        plugins=[DurableCheckpoints()],
+        # A shell in an allocation of several tasks is one process: Lightning would take it for a task of srun.
+        plugins=[DurableCheckpoints(), *([] if several or is_launched() else [LightningEnvironment()])],
     )
 
 

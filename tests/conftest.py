@@ -106,11 +106,10 @@ def command(capsys: pytest.CaptureFixture[str]) -> Callable[..., object]:
     """A script's ``main`` run in this process, which saves imports."""
     from commands import Result
 
-    import generate
     from workbench import cli
 
     def call(script: object, *words: str) -> object:
-        settings = script is not generate
+        settings = getattr(script, "SETTINGS", True)
         capsys.readouterr()
         code = cli.run(script.main, script.__doc__, script.OPTIONS, settings, words)  # type: ignore[attr-defined]
         return Result(code, *capsys.readouterr())

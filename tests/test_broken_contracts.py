@@ -42,12 +42,6 @@ class RelativeToBatch(Counts):
         return [score / max(1e-9, *scores, 0.0) for score in scores]
 
 
-class Remembers(Counts):
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        self.calls = getattr(self, "calls", 0) + 1
-        return super().score(prompts, texts)
-
-
 class HidesItsSetting(Counts):
     def settings(self) -> Any:
         return None
@@ -67,7 +61,6 @@ class TooFar(Counts):
     ("kind", "check"),
     [
         (RelativeToBatch, oracle.a_batch_is_its_texts_one_by_one),
-        (Remembers, oracle.the_fingerprint_names_the_settings),
         (HidesItsSetting, oracle.the_fingerprint_names_the_settings),
         (LosesItsSetting, oracle.a_pickled_oracle_is_the_same),
         (TooFar, oracle.scores_are_probabilities),

@@ -82,13 +82,13 @@ class Arguments:
         return value if isinstance(value, str) else None
 
 
-def parse(argv: Sequence[str], options: Sequence[Option] = (), settings: bool = True) -> Arguments:
+def parse(argv: Sequence[str], options: Sequence[Option] = (), settings: bool | Sequence[str] = True) -> Arguments:
     """Parse argv into positional words, options and settings.
 
     Args:
         argv: the words after the script's name.
         options: the options of the script; ``--help`` is always added.
-        settings: whether the script takes ``key=value`` settings.
+        settings: whether the script takes ``key=value`` settings, or which ones.
 
     Raises:
         ConfigError: an option is unknown (the message names the nearest known one) or lacks its value.
@@ -112,11 +112,12 @@ def parse(argv: Sequence[str], options: Sequence[Option] = (), settings: bool = 
         elif option:
             found.options[option.name] = True
         elif re.fullmatch(r"[A-Za-z_][\w.-]*", name) and (equals or _is_switch(word)):
-            if not settings:
-                raise ConfigError(f"{word}: this command takes no settings{_nearest(name, known, settings)}")
+            if settings is not True and name.replace("-", "_") not in (settings or ()):
+                but = f" but {', '.join(settings)}" if settings else ""
+                raise ConfigError(f"{word}: this command takes no settings{but}{_nearest(name, known, False)}")
             found.overrides.append(f"{name}={value}" if equals else f"{name}=true")
         elif word.startswith("-") and len(word) > 1:
-            raise ConfigError(f"unknown option {word}{_nearest(name, known, settings)}")
+            raise ConfigError(f"unknown option {word}{_nearest(name, known, settings is True)}")
         else:
             found.positional.append(word)
     return found
@@ -126,7 +127,7 @@ def run(
     main: Callable[[Arguments], int | None],
     usage: str,
     options: Sequence[Option] = (),
-    settings: bool = True,
+    settings: bool | Sequence[str] = True,
     argv: Sequence[str] | None = None,
 ) -> int:
     """Run a script's ``main`` on the parsed argv and return the exit code.
@@ -141,7 +142,7 @@ def run(
         arguments = parse(sys.argv[1:] if argv is None else argv, options, settings)
         if arguments.help is not None:
             rows = [(option.usage, option.help) for option in (HELP, *options)]
-            print(help.page(usage, rows, arguments.help or None, settings))
+            print(help.page(usage, rows, arguments.help or None, settings is True))
             return 0
         return main(arguments) or 0
     except UserError as error:

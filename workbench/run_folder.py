@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import sys
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from datetime import datetime
@@ -24,6 +25,7 @@ from workbench.run_status import identity, is_requeued, owner_of, status
 from workbench.settings import schema
 from workbench.settings.loaded import Loaded
 from workbench.settings.loader import from_run_folder, to_yaml
+from workbench.settings.places import started_in
 
 
 class RunFolder:
@@ -97,6 +99,12 @@ class RunFolder:
                     f"{loaded.provenance[key]}: {key}={now}: run {self.path} was started with {before}; set it back, "
                     f"or change it on purpose with --resume {self.path} {key}={now}"
                 )
+
+    def make_importable(self) -> None:
+        """Let modules be imported from the folder in which the run was started, such as a user's own oracle."""
+        folder = started_in(self.path)
+        if folder is not None and str(folder) not in sys.path:
+            sys.path.append(str(folder))
 
     def started(self) -> datetime:
         """Return the moment at which the run was created; for a run of an earlier version, when its settings were."""
@@ -205,7 +213,10 @@ def find_run(path: str | Path) -> RunFolder:
     path = Path(path)
     for folder in (path, *path.parents[:2]):
         if path.exists() and (folder / "config.yaml").is_file():
-            return RunFolder(folder, path if path.suffix == ".ckpt" else None)
+            # The name of the folder is the run's id: that of a link to it, or ".", is none.
+            real = folder.resolve()
+            found = folder if folder.name == real.name and not folder.is_symlink() else real
+            return RunFolder(found, path if path.suffix == ".ckpt" else None)
     if path.is_dir():
         # W&B keeps copies of a run's settings inside its folder.
         files = [file for file in path.rglob("config.yaml") if "wandb" not in file.relative_to(path).parts]

@@ -5,10 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import secrets
 import time
 from collections.abc import Sequence
 
+from dinado.errors import ConfigError
 from dinado.ranks import is_writer
 from workbench.run_status import started
 
@@ -23,6 +25,9 @@ def choose_run_id(words: Sequence[str] = ()) -> str:
 
     Args:
         words: words that distinguish this run from others of the same job, such as the experiment and its overrides.
+
+    Raises:
+        ConfigError: the id is a path, or has a character that W&B refuses.
     """
     job = job_name()
     if not is_writer() and os.environ.get(RUN_ID):
@@ -33,6 +38,8 @@ def choose_run_id(words: Sequence[str] = ()) -> str:
         chosen = f"{job}-{hashlib.sha256(json.dumps(list(words)).encode()).hexdigest()[:4]}"
     else:
         chosen = f"{time.strftime('%Y%m%d-%H%M%S')}-{secrets.token_hex(2)}"
+    if re.search(r"[/\\\\#?%:\x00-\x1f]", chosen) or chosen.strip(". ") == "":
+        raise ConfigError(f"WANDB_RUN_ID={chosen}: it names the folder of the run; give it no / \\ # ? % or :")
     os.environ[RUN_ID] = chosen
     return chosen
 

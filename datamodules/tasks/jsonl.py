@@ -46,7 +46,8 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         DataError: the file cannot be read, or a line is not a JSON object.
     """
     try:
-        lines = path.read_text(encoding="utf-8").split("\n")
+        # A byte order mark is taken. A line ends in a line feed alone: JSON text may hold Unicode's other line ends.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; check task.path, task.val_path and data.root") from None
     except UnicodeDecodeError as error:
@@ -63,7 +64,25 @@ def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             raise DataError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
         if not isinstance(row, dict):
             raise DataError(f'{place} is not a JSON object; write one {{"field": value}} a line')
+        check_text(line, row, place)
         yield place, row
+
+
+def check_text(line: str, row: Any, place: str) -> None:
+    """Check that a line of JSON holds text alone; half of a surrogate pair, such as ``\\ud83d``, is none.
+
+    Raises:
+        DataError: it holds something that cannot be encoded.
+    """
+    if "\\u" not in line:
+        return
+    try:
+        json.dumps(row, ensure_ascii=False).encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = error.object[error.start]
+        raise DataError(
+            f"{place}: {half!r} is half of a surrogate pair and no text; write the character itself"
+        ) from None
 
 
 def text_of(row: dict[str, Any], field: str, place: str, setting: str) -> str:

@@ -28,11 +28,13 @@ class BaseConfig:
         "smollm2-135m-instruct",
         "Hub name, local path, or `smollm2-135m-instruct` (installed from its PyPI wheel, no hub needed).",
         unread=when.own_base,
+        place=True,
     )
     run: str | None = setting(
         None,
         "An earlier run (runs/<experiment>/<id>) whose trained model becomes the base; overrides `base.name`.",
         unread=when.own_base,
+        place=True,
     )
     revision: str | None = setting(None, "Hub revision.", unread=when.base_of_run)
     temperature: float = setting(
@@ -62,8 +64,10 @@ class BaseConfig:
 class DataConfig:
     """Where data lies and how much of it is used."""
 
-    root: str | None = setting(None, "Data root; null reads the environment variable DINADO_DATA.", role="execution")
-    cache: str = setting("cache", "Folder for converted models and rollout stores.", role="execution")
+    root: str | None = setting(
+        None, "Data root; null reads the environment variable DINADO_DATA.", role="execution", place=True
+    )
+    cache: str = setting("cache", "Folder for converted models and rollout stores.", role="execution", place=True)
     states: Literal["auto", "off", "float32", "bfloat16", "float16"] = setting(
         "auto",
         """Keep the frozen base's hidden states with the rollouts, in this type, so that training need not run the base.

@@ -54,6 +54,7 @@ class About:
         belongs_to: values of the section's ``name`` that read the setting; empty for all.
         repeats: for a seed, how much of a run it draws anew: 3 the world, 2 the rollouts, 1 the training; 0 for others.
         unread: tells why the setting has no effect, see :data:`Unread`.
+        place: whether it is a path, which belongs to the folder of the command that gave it.
         was: dotted key under which earlier versions knew the setting.
     """
 
@@ -65,6 +66,7 @@ class About:
     belongs_to: tuple[str, ...] = ()
     repeats: int = 0
     unread: Unread | None = None
+    place: bool = False
     was: str = ""
 
 

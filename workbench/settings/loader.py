@@ -31,6 +31,7 @@ from workbench.settings.experiment_files import (
     reason,
 )
 from workbench.settings.loaded import Loaded
+from workbench.settings.places import resolve_places
 
 DEFAULT, COMMAND_LINE, FAST_DEV_RUN = "default", "command line", "--fast-dev-run"
 
@@ -63,11 +64,16 @@ def load(experiment: str, overrides: Sequence[str] = ()) -> Loaded:
 
 
 def from_run_folder(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
-    """Read the resolved ``config.yaml`` of a run folder ``runs/<experiment>/<run_id>``, old names included."""
+    """Read the resolved ``config.yaml`` of a run folder ``runs/<experiment>/<run_id>``, old names included.
+
+    Relative paths in it belong to the folder in which the run was started.
+    """
     file = Path(path) / "config.yaml"
     if not file.is_file():
         raise ConfigError(f"{path} is not a run folder: it has no config.yaml")
-    return _assemble([(str(file), _with_new_names(read(file)))], overrides, file.resolve().parent.parent.name)
+    loaded = _assemble([(str(file), _with_new_names(read(file)))], overrides, file.resolve().parent.parent.name)
+    resolve_places(loaded, file.parent)
+    return loaded
 
 
 def shrink(loaded: Loaded) -> None:

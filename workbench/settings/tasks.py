@@ -94,12 +94,14 @@ class TaskConfig:
         """File of prompts, one JSON object a line; or, for commongen, the folder with train.jsonl and dev.jsonl, where
         null looks in `data.root`.""",
         belongs_to=("jsonl", "commongen"),
+        place=True,
         agree="",  # the path of a file does not determine its content
     )
     val_path: str | None = setting(
         None,
         "File of held-out prompts; null holds out the last `data.val_prompts` of `task.path`.",
         belongs_to=("jsonl",),
+        place=True,
         agree="",
     )
     prompt_field: str = setting("prompt", "Field that holds the prompt.", belongs_to=("jsonl",))
