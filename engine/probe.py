@@ -13,6 +13,7 @@ from dinado.evaluation.advice import advise
 from dinado.evaluation.judged_samples import JudgedSamples, sample_and_judge
 from dinado.evaluation.result_rows import Row
 from dinado.metrics.intervals import proportion_interval
+from engine.before_sampling import check_before_sampling
 from engine.console import run_console
 from engine.devices import device_of
 from engine.restoring import build_base
@@ -36,6 +37,7 @@ def probe(config: Config, words: Sequence[str], *, quiet: bool) -> Row:
     """
     console = run_console(quiet)
     task, base = build_task(config), build_base(config)
+    check_before_sampling(config, base, task)
     base.model.to(device_of(config.trainer))
     prompts = task.train_prompts[:PROMPTS]
     samples = sample_and_judge(
