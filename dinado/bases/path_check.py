@@ -48,7 +48,9 @@ def check_paths(base: Probed, name: str) -> None:
     where = f"base.name={name}: {type(base.model).__name__}"
     prompts, responses = _texts(base)
     width = max(map(len, prompts))
-    pads = [[base.pad_id] * (width - len(prompt)) for prompt in prompts]
+    # Padding is masked; a padding token without an embedding is reported with the prompts, by its own name.
+    pad = base.pad_id if 0 <= base.pad_id < base.model.get_output_embeddings().weight.shape[0] else 0
+    pads = [[pad] * (width - len(prompt)) for prompt in prompts]
     device = base.model.get_output_embeddings().weight.device
     ids_PS = torch.tensor([[*pad, *prompt] for pad, prompt in zip(pads, prompts, strict=True)], device=device)
     mask_PS = torch.tensor([[0] * len(pad) + [1] * (width - len(pad)) for pad in pads], device=device)
