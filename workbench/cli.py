@@ -22,9 +22,9 @@ from dinado.errors import ConfigError, UserError
 from dinado.ranks import is_writer
 from workbench import help
 from workbench.launching import LAST_WORDS, exit_code_of, say
-from workbench.plain_console import accept_every_character, is_unicode
 from workbench.plain_files import json_line
 from workbench.settings import schema
+from workbench.streams import accept_every_character, is_unicode
 
 DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, errno.EACCES, errno.EPERM}
 """Error numbers of a disk that is full, broken or not writable for this user."""

@@ -8,7 +8,6 @@ import socket
 import subprocess
 import sys
 from datetime import datetime
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +28,8 @@ PACKAGES = (
 
 def environment() -> dict[str, Any]:
     """Collect versions, machine and commit for ``env.json``."""
+    from importlib import metadata  # slow to import, and --help does without it
+
     versions: dict[str, str | None] = {}
     for name in PACKAGES:
         try:
