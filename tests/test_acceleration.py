@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from helpers import base_lm, batch_of, tiny_llama
+from helpers import base_lm, batch_of, exact_gpt2_words, tiny_llama
 from test_exact_training import outcome
 from torch import Tensor
 
@@ -22,6 +22,9 @@ from dinado.parameters.full import Full
 from dinado.parameters.lora import Lora
 from dinado.parameters.parameterisation import NOTHING_MORE, Needs
 from dinado.parameters.policy import Policy
+from engine.session import train
+from workbench.run_folder import RunFolder
+from workbench.settings import loader
 
 NEEDS = Needs(maximum=True, taps=(0.5,), of_policy=True)
 
@@ -97,6 +100,23 @@ def test_compiled_layers_give_the_same_numbers() -> None:
     (statistics, gradients), (found, again) = (outcome_of(scores, NOTHING_MORE) for scores in (plain, compiled))
     for a, b in zip((*statistics[:3], *gradients), (*found[:3], *again), strict=True):
         torch.testing.assert_close(b, a, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["dinado_soft", "dinado_merge"])
+def test_runs_with_compiled_layers_are_the_same(method: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layers of a base and of the network beside it, each with its own cache."""
+    torch.compiler.reset()
+    monkeypatch.setattr(torch, "compile", functools.partial(torch.compile, backend="eager"))
+    found = []
+    for how in ("false", "true"):
+        words = exact_gpt2_words(tmp_path, f"method={method}", "data.states=off", f"trainer.compile={how}")
+        loaded = loader.load("exact_world", words)
+        with RunFolder.create(loaded, words) as folder:
+            found.append(train(loaded.config, folder, resume=False, quiet=True).metrics)
+    plain, compiled = found
+    assert compiled["train/loss"] == pytest.approx(plain["train/loss"], rel=1e-4)
+    assert compiled["val/kl_to_optimum"] == pytest.approx(plain["val/kl_to_optimum"], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
+from transformers import PreTrainedModel
 from transformers.cache_utils import DynamicLayer
 from transformers.modeling_layers import GradientCheckpointingLayer
 
@@ -45,8 +46,20 @@ def compile_layers(model: nn.Module) -> None:
     # A layer runs with or without adapters, gradients and earlier keys: more variants than torch's limit of 8.
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 32)
     compiled = torch.compile(_apart, dynamic=True)
-    for index, layer in enumerate(decoder_layers(model)):
-        layer.forward = _with_own_cache(layer.forward, index, compiled, when=_grows_by_copying)
+    for transformer in _transformers(model):
+        for index, layer in enumerate(decoder_layers(transformer)):
+            layer.forward = _with_own_cache(layer.forward, index, compiled, when=_grows_by_copying)
+
+
+def _transformers(model: nn.Module) -> list[nn.Module]:
+    """Return the transformers in a model, such as a base and the network beside it, each with a cache of its own."""
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():  # outer ones come before their parts
+        if isinstance(module, PreTrainedModel) and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
 
 
 def checkpoint_layers(model: nn.Module) -> None:
