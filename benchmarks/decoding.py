@@ -2,6 +2,7 @@
 
     python benchmarks/decoding.py
     python benchmarks/decoding.py --base gpt2-like     a random 6-layer GPT-2, nothing to download
+    python benchmarks/decoding.py --base llama-1b --device cuda --dtype bfloat16
 
 NADO and Soft run an oracle network beside the base, with the default settings of the real-model experiments; Merge is
 one model, with its adapters folded into the weights. All use the same sampler, prompts and number of tokens.
@@ -45,11 +46,13 @@ def main() -> int:
     """Measure the throughput of all models and print it."""
     arguments, base = with_base(timing.parser(__doc__))
     adapted = copy.deepcopy(base)
-    Lora.inject(adapted, link="identity", r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0).fold()
+    adapters = Lora.inject(adapted, link="identity", r=16, alpha=32.0, dropout=0.0, targets="all-linear", seed=0)
+    adapted.to(base.device)
+    adapters.fold()
     models = {
         "base": base.model,
-        "nado": ControlledLM(Network.inject(base, link="logsigmoid", **NETWORK)),  # type: ignore[arg-type]
-        "soft": ControlledLM(Network.inject(base, link="identity", **NETWORK)),  # type: ignore[arg-type]
+        "nado": ControlledLM(Network.inject(base, link="logsigmoid", **NETWORK).to(base.device)),  # type: ignore[arg-type]
+        "soft": ControlledLM(Network.inject(base, link="identity", **NETWORK).to(base.device)),  # type: ignore[arg-type]
         "merge": adapted.model,
     }
     ids_PS = prompts(base, PROMPTS, PROMPT_TOKENS)

@@ -62,4 +62,4 @@ def _network(scores: Network, out: object, ids_BL: Tensor, where: dict[str, Tens
     own_BLE = network.body(inputs_embeds=features, use_cache=False, **where).last_hidden_state
     head = network.head(base.head)
     hidden_BLD = network.score_hidden(NetworkStates(own_BLE, None))
-    return F.linear(hidden_BLD, head.weight_VD, head.bias_V) * head.scale, own_BLE
+    return F.linear(hidden_BLD.to(head.weight_VD.dtype), head.weight_VD, head.bias_V).float() * head.scale, own_BLE

@@ -2,6 +2,7 @@
 
     python benchmarks/sampling.py                      SmolLM2-135M-Instruct, 8 prompts, K = 16, 24 new tokens
     python benchmarks/sampling.py --base gpt2-like     a random 6-layer GPT-2, nothing to download
+    python benchmarks/sampling.py --base llama-1b --device cuda --dtype bfloat16
     python benchmarks/sampling.py --scaling            cost against K, new tokens and prompt length
 
 ``generate`` samples one prompt at a time from the same distribution, and scores its tokens afterwards with one more
@@ -54,7 +55,7 @@ def compare(base: BaseLM, repeats: int, as_json: bool) -> int:
             "ours": ours(base, ids_PS, K, NEW_TOKENS),
             "ours, keeping states": ours(base, ids_PS, K, NEW_TOKENS, [base.layer(depth) for depth in DEPTHS]),
             "states afterwards": states_afterwards(base, ids_PS, K, NEW_TOKENS),
-            "gemm": timing.gemm_seconds(rows, base.hidden_size, base.vocab_size),
+            "gemm": timing.gemm_seconds(rows, base.hidden_size, base.vocab_size, str(base.device), base.model.dtype),
         },
         repeats,
     )
@@ -131,7 +132,8 @@ def plain(base: BaseLM, ids_PS: torch.Tensor, per_prompt: int, new_tokens: int) 
 
 def prompts(base: BaseLM, count: int, length: int) -> torch.Tensor:
     """Draw random prompts ``[P, S]``."""
-    return torch.randint(3, base.vocab_size, (count, length), generator=torch.Generator().manual_seed(2))
+    ids_PS = torch.randint(3, base.vocab_size, (count, length), generator=torch.Generator().manual_seed(2))
+    return ids_PS.to(base.device)
 
 
 def scaling(base: BaseLM, repeats: int, as_json: bool) -> int:

@@ -38,10 +38,18 @@ def alternate(paths: Mapping[str, Callable[[], object]], repeats: int) -> dict[s
     seconds: dict[str, list[float]] = {name: [] for name in paths}
     for _ in range(repeats):
         for name, run in paths.items():
+            finish_kernels()
             started = time.perf_counter()
             run()
+            finish_kernels()
             seconds[name].append(time.perf_counter() - started)
     return seconds
+
+
+def finish_kernels() -> None:
+    """Wait until a GPU that is in use has done what it was given."""
+    if torch.cuda.is_initialized():
+        torch.cuda.synchronize()
 
 
 def ratio(slow: Sequence[float], fast: Sequence[float]) -> float:
@@ -54,29 +62,40 @@ def growth(amounts: Sequence[float], seconds: Sequence[float]) -> float:
     return statistics.linear_regression([math.log(a) for a in amounts], [math.log(s) for s in seconds]).slope
 
 
-def gemm_seconds(rows: int, inner: int, columns: int) -> Callable[[], object]:
+def gemm_seconds(
+    rows: int, inner: int, columns: int, device: str = "cpu", dtype: torch.dtype = torch.float32
+) -> Callable[[], object]:
     """Return one product ``[rows, inner] @ [inner, columns]`` to be timed beside the rest."""
-    left, right = torch.randn(rows, inner), torch.randn(columns, inner)
+    left = torch.randn(rows, inner, device=device, dtype=dtype)
+    right = torch.randn(columns, inner, device=device, dtype=dtype)
     return lambda: left @ right.T
 
 
-def peak_mb(work: Callable[[], Callable[[], object]], threads: int) -> tuple[float, float]:
-    """Measure resident memory in MB in a new process: after ``work()`` has built its model, and the rise by running it.
+def peak_mb(work: Callable[[], Callable[[], object]], threads: int, device: str = "cpu") -> tuple[float, float]:
+    """Measure memory in MB in a new process: after ``work()`` has built its model, and the rise by running it.
 
-    The process has to be new, since the peak of one never falls.
+    On a CPU it is resident memory, whose peak never falls, so the process has to be new. On a GPU it is the memory that
+    torch has allocated there, and ``work`` has to be picklable, as a forked process cannot use a GPU.
     """
-    context = multiprocessing.get_context("fork")
+    context: Any = multiprocessing.get_context("fork" if device == "cpu" else "spawn")
     receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_measure, args=(work, threads, sender))
+    process = context.Process(target=_measure, args=(work, threads, sender, device))
     process.start()
+    sender.close()
     built, peak = receiver.recv()
     process.join()
     return built, peak - built
 
 
-def _measure(work: Callable[[], Callable[[], object]], threads: int, sender: Any) -> None:
+def _measure(work: Callable[[], Callable[[], object]], threads: int, sender: Any, device: str) -> None:
     torch.set_num_threads(threads)
     run = work()
+    if device != "cpu":
+        torch.cuda.reset_peak_memory_stats()
+        built = torch.cuda.memory_allocated()
+        run()
+        sender.send((built / 2**20, torch.cuda.max_memory_allocated() / 2**20))
+        return
     with open("/proc/self/status") as status:
         built = next(int(line.split()[1]) for line in status if line.startswith("VmRSS")) / 1024
     run()

@@ -29,7 +29,7 @@ from engine.agreed import agree
 from engine.before_sampling import check_before_sampling
 from engine.checkpoints import LAST, read_checkpoint
 from engine.console import run_console
-from engine.devices import device_of
+from engine.devices import backend_of, device_of
 from engine.evaluation import Report, evaluate_method
 from engine.loggers.build_loggers import build_loggers, check_loggers, closing, finish, page_of, rewind
 from engine.record import OpenRecord
@@ -180,7 +180,7 @@ def _saved(config: Config, folder: RunFolder, base: BaseLM, resume: bool) -> Sav
 
 def _sharded(console: Console, config: Config, base: BaseLM, device: torch.device) -> RolloutMethod:
     """Build the method and shard its base, adapters included, over the processes of this machine."""
-    connect(device)
+    connect(device, backend_of(config.trainer, device))
     method = build_method(config, base)
     shard_base(base, config.trainer.devices, device)
     held, total = bytes_held(base.model)

@@ -20,7 +20,7 @@ from lightning.pytorch.strategies import DDPStrategy
 
 from dinado.ranks import is_launched, rank_and_size
 from engine.checkpoints import DurableCheckpoints
-from engine.devices import device_of
+from engine.devices import accelerator_of, backend_of, device_of
 from lightning_modules.rollout_method import RolloutMethod
 from workbench.run_folder import RunFolder
 from workbench.settings.run_settings import OptimConfig, TrainerConfig
@@ -42,11 +42,11 @@ def build_trainer(
     several = settings.devices * settings.num_nodes > 1
     every = settings.val_every * accumulation
     return L.Trainer(
-        accelerator=device_of(settings).type,
+        accelerator=accelerator_of(settings),
         devices=settings.devices,
         num_nodes=settings.num_nodes,
         precision=settings.precision,
-        strategy=ddp() if several else "auto",
+        strategy=ddp(settings) if several else "auto",
         max_steps=optim.steps,
         accumulate_grad_batches=accumulation,
         gradient_clip_val=optim.clip_norm or None,
@@ -68,9 +68,14 @@ def build_trainer(
     )
 
 
-def ddp() -> DDPStrategy:
+def ddp(settings: TrainerConfig) -> DDPStrategy:
     """Build the DDP strategy; gradients are views of the communication buckets, which saves a copy of them."""
-    return DDPStrategy(forward_sync_buffers=False, gradient_as_bucket_view=True, cluster_environment=cluster())
+    return DDPStrategy(
+        process_group_backend=backend_of(settings, device_of(settings)),
+        forward_sync_buffers=False,
+        gradient_as_bucket_view=True,
+        cluster_environment=cluster(),
+    )
 
 
 def cluster() -> ClusterEnvironment:
@@ -80,14 +85,14 @@ def cluster() -> ClusterEnvironment:
     return LightningEnvironment() if "RANK" in os.environ else SLURMEnvironment(auto_requeue=False)
 
 
-def connect(device: torch.device) -> None:
+def connect(device: torch.device, backend: str) -> None:
     """Initialise the process group before Lightning does; Lightning uses an existing one."""
     environment, (rank, size) = cluster(), rank_and_size()
     os.environ.setdefault("MASTER_ADDR", environment.main_address)
     os.environ.setdefault("MASTER_PORT", str(environment.main_port))
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    torch.distributed.init_process_group("nccl" if device.type == "cuda" else "gloo", rank=rank, world_size=size)
+    torch.distributed.init_process_group(backend, rank=rank, world_size=size)
 
 
 def build_profiler(name: str | None, folder: RunFolder) -> Profiler | None:

@@ -13,7 +13,7 @@ import torch
 from helpers import exact_gpt2_words
 
 from benchmarks import decoding, memory, model_memory, sampling, scaling, startup, timing, top_k, train_step
-from benchmarks.case import Size
+from benchmarks.case import SIZES, Size
 
 
 @pytest.fixture(autouse=True)
@@ -37,8 +37,7 @@ def numbers_of(
 
 
 def test_a_training_step(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(train_step, "Size", TINY)
-    monkeypatch.setattr(memory, "Size", TINY)
+    monkeypatch.setitem(SIZES, "gpt2-like", TINY())
     found = numbers_of(train_step, monkeypatch, capsys)
     assert found.keys() == {f"{what}_{m}" for what in ("speedup", "limit_share") for m in ("soft", "merge", "nado")}
     assert all(value > 0 for value in found.values())

@@ -37,11 +37,11 @@ def injected(kind: str, base: BaseLM) -> Parameterisation:
     return Network.inject(base, link="identity", seed=0, pointer=kind == "pointer", **sizes)
 
 
-def losses(kind: str, name: str, dtype: torch.dtype) -> list[float]:
+def losses(kind: str, name: str, dtype: torch.dtype, device: str = "cpu") -> list[float]:
     """Return the losses of some steps of likelihood training with a penalty on the largest score."""
     base = half_base(name, dtype)
-    batch = batch_of(half_base(name, torch.float32))
-    scores = injected(kind, base)
+    batch = batch_of(half_base(name, torch.float32)).to(device)
+    scores = injected(kind, base.to(device)).to(device)
     weights = list(scores.trained().values())
     assert weights and {weight.dtype for weight in weights} == {torch.float32}
     start = [weight.detach().clone() for weight in weights]

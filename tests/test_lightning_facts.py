@@ -18,6 +18,7 @@ from engine.restoring import build_base
 from engine.trainer import build_trainer, ddp
 from lightning_modules.build_method import build_method
 from lightning_modules.rollout_method import RolloutMethod
+from workbench.settings.config import Config
 
 PACKAGES = ("dinado", "datamodules", "lightning_modules", "engine")
 
@@ -98,7 +99,7 @@ def test_rollouts_do_not_read_the_global_stream() -> None:
 
 def test_ddp_is_asked_for_nothing_that_hides_a_mistake() -> None:
     """No search for parameters that took no part, and no static graph, with which replicas have been seen to part."""
-    assert ddp()._ddp_kwargs == {"gradient_as_bucket_view": True, "forward_sync_buffers": False}
+    assert ddp(Config().trainer)._ddp_kwargs == {"gradient_as_bucket_view": True, "forward_sync_buffers": False}
 
 
 def test_lightning_does_not_replace_our_batches(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

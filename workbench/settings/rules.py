@@ -42,6 +42,7 @@ def check(loaded: Loaded) -> None:
         _objective,
         _network,
         _batch,
+        _backend,
         _shards,
         task_rules.task,
         task_rules.oracle,
@@ -138,6 +139,12 @@ def _batch(loaded: Loaded) -> Iterator[str]:
         parts = f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes}"
         parts += f" * optim.micro_batch={optim.micro_batch}" if optim.micro_batch else ""
         yield f"{said(loaded, 'optim.batch_size')}: not divisible by {parts}"
+
+
+def _backend(loaded: Loaded) -> Iterator[str]:
+    trainer = loaded.config.trainer
+    if trainer.backend == "nccl" and trainer.accelerator == "cpu":
+        yield f"{said(loaded, 'trainer.backend')}: nccl needs GPUs; take auto or gloo"
 
 
 def _shards(loaded: Loaded) -> Iterator[str]:

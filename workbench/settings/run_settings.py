@@ -69,6 +69,11 @@ class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = setting("auto", "Hardware.")
     devices: int = setting(1, "Processes on each node.", POSITIVE)
     num_nodes: int = setting(1, "Nodes.", POSITIVE)
+    backend: Literal["auto", "nccl", "gloo"] = setting(
+        "auto",
+        """How processes talk to each other: auto is nccl on GPUs and gloo on CPUs. With gloo several processes may
+        share a GPU, to try a run of several on a machine with one.""",
+    )
     precision: Literal["32-true", "bf16-mixed"] = setting(
         "32-true", "Arithmetic of the networks; losses are float32 whatever it is.", role="outcome"
     )
