@@ -147,7 +147,7 @@ class EngineClient:
         except EngineError:
             details = {}
         details = details if isinstance(details, dict) else {}
-        return about | {"version": details.get("version")} | {flag: details.get(flag) for flag in protocol.flags}
+        return about | {"version": details.get(protocol.version)} | {flag: details.get(flag) for flag in protocol.flags}
 
     def _call(
         self,

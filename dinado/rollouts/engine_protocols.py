@@ -1,12 +1,14 @@
 """Requests and answers of inference servers that take token ids and return the log-probabilities of sampled tokens.
 
-Two protocols: OpenAI completions with vLLM's extensions (``/v1/completions``, ``return_token_ids``), and SGLang's own
-``/generate``. Texts are never decoded and encoded again. Whatever changes a distribution is sent with each request, so
-that neither the server's defaults nor the model's ``generation_config`` apply.
+Three protocols: OpenAI completions with vLLM's extensions (``/v1/completions``, ``return_token_ids``), SGLang's own
+``/generate``, and llama.cpp's ``/completion``. Texts are never decoded and encoded again. Whatever changes a
+distribution is sent with each request, so that neither the server's defaults nor the model's ``generation_config``
+apply.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -62,6 +64,7 @@ class Protocol:
         bodies: makes the bodies of the requests for a draw; the first argument is the name of the model.
         samples: reads the samples from an answer.
         about: path that answers with the version and, where the server tells them, its flags.
+        version: key of the version in that answer.
         flags: keys of that answer that change numbers.
         advice: flags of the server that make its log-probabilities those of the distribution it draws from.
     """
@@ -73,6 +76,7 @@ class Protocol:
     about: str
     flags: tuple[str, ...]
     advice: str
+    version: str = "version"
 
 
 def read_samples(protocol: Protocol, answer: Any, draw: Draw, count: int) -> list[Sampled]:
@@ -89,7 +93,7 @@ def read_samples(protocol: Protocol, answer: Any, draw: Draw, count: int) -> lis
     except (KeyError, TypeError, ValueError, IndexError, AttributeError):
         raise EngineError(
             "rollouts.url: the server's answer holds no token ids with log-probabilities; rollouts need a server that "
-            "returns both, such as vLLM (0.10.2 or later) or SGLang"
+            "returns both, such as vLLM (0.10.2 or later), SGLang or llama.cpp"
         ) from None
     if len(samples) != count:
         raise EngineError(f"rollouts.url: asked for {count} samples and got {len(samples)}")
@@ -186,6 +190,34 @@ def _generate_samples(answer: Json) -> list[Sampled]:
     ]
 
 
+def _llamacpp_bodies(model: str, draw: Draw) -> list[Json]:
+    """Make one request for every sample; the only step of sampling that is named is the temperature."""
+    return [
+        {
+            "model": model,
+            "prompt": list(draw.prompt),
+            "n_predict": draw.max_tokens,
+            "seed": draw.seed + sample,
+            "samplers": ["temperature"],
+            "temperature": draw.temperature,
+            "n_probs": 1,
+            "post_sampling_probs": True,
+            "return_tokens": True,
+        }
+        for sample in range(draw.count)
+    ]
+
+
+def _llamacpp_samples(answer: Json) -> list[Sampled]:
+    return [
+        Sampled(
+            [int(token) for token in answer["tokens"]],
+            [math.log(entry["prob"]) for entry in answer["completion_probabilities"]],
+            answer["stop_type"] == "eos",
+        )
+    ]
+
+
 _NEUTRAL: Json = {
     "top_p": 1.0,
     "top_k": -1,
@@ -214,7 +246,17 @@ SGLANG = Protocol(
     flags=("dtype", "quantization", "kv_cache_dtype", "attention_backend", "sampling_backend", "tp_size"),
     advice="--sampling-defaults openai",
 )
-PROTOCOLS = {protocol.name: protocol for protocol in (VLLM, SGLANG)}
+LLAMACPP = Protocol(
+    "llamacpp",
+    "/completion",
+    _llamacpp_bodies,
+    _llamacpp_samples,
+    about="/props",
+    flags=("model_path", "model_ftype"),
+    advice="a GGUF file of the same precision",
+    version="build_info",
+)
+PROTOCOLS = {protocol.name: protocol for protocol in (VLLM, SGLANG, LLAMACPP)}
 
 
 def protocol_of(owner: str) -> Protocol:
