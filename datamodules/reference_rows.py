@@ -19,20 +19,22 @@ UNKNOWN_ROOT = 0.5
 def rows_of_references(prompts: Sequence[Prompt], base: BaseLM) -> Rows:
     """Build a row of every reference of every prompt, with the token that ends a turn, score 1 and weight 1.
 
-    Log-probabilities under the base are unknown.
+    Log-probabilities under the base are unknown. A prompt that has rejected completions alone has no row.
 
     Raises:
-        DataError: a prompt has no references.
+        DataError: a prompt has no references, or no row is left.
     """
     tokens: list[np.ndarray] = []
     end = end_token(base)
     prompt_index: list[int] = []
     for index, prompt in enumerate(prompts):
-        if not prompt.references:
+        if not prompt.references and not prompt.rejected:
             raise DataError(f"prompt {prompt.id!r} has no references; set sft_data=positives or add references")
         for reference in prompt.references:
             tokens.append(np.array(encode_reference(prompt, reference, base, end), dtype=np.int32))
             prompt_index.append(index)
+    if not tokens:
+        raise DataError("every completion is labelled false, so there is nothing to imitate; check task.label_field")
     ones_N = np.ones(len(tokens), dtype=np.float32)
     return Rows(
         prompt_index_N=np.array(prompt_index),

@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 
-from datamodules.reference_rows import encode_reference
+from datamodules.choose_plan import PlanChoice
+from datamodules.reference_rows import encode_reference, rows_of_references
 from datamodules.tasks import Task
 from dinado.bases.causal import BaseLM
 from dinado.bases.prompt_checks import check_prompts, check_tokens, contradictions, end_token
@@ -25,7 +26,7 @@ def check_before_sampling(config: Config, base: BaseLM, task: Task) -> None:
     check_held_out(config, base, task)
     check_prompts(base, task.train_prompts, config.rollouts.max_new_tokens)
     if row_source(config) == "references":
-        _check_references(base, task.train_prompts)
+        _check_references(config, base, task.train_prompts)
 
 
 def check_held_out(config: Config, base: BaseLM, task: Task) -> None:
@@ -36,8 +37,10 @@ def check_held_out(config: Config, base: BaseLM, task: Task) -> None:
     check_prompts(base, task.val_prompts, config.rollouts.max_new_tokens)
 
 
-def _check_references(base: BaseLM, prompts: Sequence[Prompt]) -> None:
+def _check_references(config: Config, base: BaseLM, prompts: Sequence[Prompt]) -> None:
+    """Check that there are references, enough for a step, and that each fits the context."""
     end = end_token(base)
     for prompt in prompts:
         longest = max((len(encode_reference(prompt, text, base, end)) for text in prompt.references), default=1)
         check_prompts(base, [prompt], longest, key="its references", least=f"a reference of {longest}")
+    PlanChoice(config).of(rows_of_references(prompts, base), parts=1)

@@ -10,7 +10,8 @@ from typing import Any
 
 import torch
 
-from datamodules.tasks.jsonl import check_text
+from datamodules.tasks.conversations import MESSAGES, request_of, row_of
+from datamodules.tasks.json_rows import read_rows
 from dinado.bases.decoder import Decoder
 from dinado.bases.prompt_checks import check_prompts
 from dinado.control.controlled_lm import ControlledLM
@@ -85,7 +86,7 @@ def write_texts(
             texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, start=start)
             for prompt, answers in zip(some, texts, strict=True):
                 for text in answers:
-                    record = {**prompt.data, "prompt": prompt.text, field: text}
+                    record = {**prompt.data, "prompt": row_of(prompt), field: text}
                     records.append(record)
                     print(json.dumps(record, ensure_ascii=False) if output else text, file=stream, flush=True)
     finally:
@@ -143,20 +144,12 @@ def _lines_of_stdin() -> list[str]:
 
 
 def _from_jsonl(file: Path) -> Iterator[Prompt]:
-    if not file.is_file():
-        raise DataError(f"--input {file}: {'is a folder' if file.is_dir() else 'no such file'}")
+    if file.is_dir():
+        raise DataError(f"--input {file}: is a folder")
     try:
-        lines = file.read_text(encoding="utf-8-sig").split("\n")
-    except UnicodeDecodeError as error:
-        raise DataError(f"--input {file}: not UTF-8 at byte {error.start}") from None
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"--input {file}, line {number}: not JSON ({error.msg})") from None
-        if not isinstance(row, dict) or not isinstance(row.get("prompt"), str):
-            raise DataError(f"--input {file}, line {number}: needs a text field `prompt`")
-        check_text(line, row, f"--input {file}, line {number}")
-        yield Prompt(str(number), row["prompt"], {key: value for key, value in row.items() if key != "prompt"})
+        for number, (place, row) in enumerate(read_rows(file, "name a file of JSON lines"), 1):
+            request = request_of(row, "prompt", place, "a text or a list of messages")
+            data = {key: value for key, value in row.items() if key not in ("prompt", MESSAGES)}
+            yield Prompt(str(number), request.text, data, request.turns)
+    except DataError as error:
+        raise DataError(f"--input {error}") from None

@@ -17,7 +17,7 @@ from small_run import SIX, save_base, save_prompts, small_words
 import evaluate
 import generate
 import train
-from datamodules.tasks.jsonl import read_rows
+from datamodules.tasks.json_rows import read_rows
 from dinado.errors import CheckpointError, ConfigError, DataError
 from engine.generation import read_prompts
 from workbench.run_folder import find_run

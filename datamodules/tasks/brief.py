@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from datamodules.tasks.jsonl import identity, read_rows, text_of
+from datamodules.tasks.json_rows import read_rows, text_of
+from datamodules.tasks.jsonl import identity
 from datamodules.tasks.task import TaskSource
 from dinado.oracles import LengthOracle, LexicalOracle
 from dinado.prompt import Prompt

@@ -18,7 +18,7 @@ from dinado.prompt import Prompt
 from dinado.seeding import generator
 from workbench.settings.config import Config
 from workbench.settings.data_settings import DataConfig
-from workbench.settings.derived import task_of
+from workbench.settings.derived import row_source, task_of
 from workbench.settings.tasks import TaskConfig
 
 log = logging.getLogger(__name__)
@@ -38,6 +38,12 @@ def build_task(config: Config) -> Task:
     name = config.task.name
     make: Callable[[TaskConfig, DataConfig], TaskSource] = imported(task_of(config).module)
     source = make(config.task, config.data)
+    if source.completed and row_source(config) != "references":
+        raise DataError(
+            f"{source.completed} has a completion, a rollout of unknown density that method={config.method} cannot "
+            "weigh; train on completions with method=sft sft_data=references, or take the prompts alone with "
+            "task.completion_field=null"
+        )
     train = _held_apart(source) if source.identity else source.train
     # An exact world has one prompt, in both splits; in every other task an id belongs to one prompt.
     _check_ids(name, train + source.val if source.identity else train)

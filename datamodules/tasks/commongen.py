@@ -14,7 +14,7 @@ from collections.abc import Hashable, Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
-from datamodules.tasks.jsonl import read_rows, texts_of
+from datamodules.tasks.json_rows import read_rows, texts_of
 from datamodules.tasks.task import TaskSource
 from dinado.errors import DataError
 from dinado.oracles import LexicalOracle

@@ -1,21 +1,26 @@
 """Prompts from the user's own file, one JSON object per line.
 
-Fields: the prompt (``task.prompt_field``), optionally ``id`` and references (``task.references_field``, a text or a
-list of texts). Every other field is kept in ``Prompt.data``, where the oracle finds it.
+Fields: the prompt (``task.prompt_field``), a text or a conversation; optionally ``id``, references
+(``task.references_field``), and a completion (``task.completion_field``) with its label (``task.label_field``), a
+rollout of an unknown proposal. Every other field is kept in ``Prompt.data``, where the oracle finds it.
 """
 
 from __future__ import annotations
 
+import dataclasses
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from datamodules.tasks.conversations import MESSAGES, completion_of, request_of
+from datamodules.tasks.json_rows import Row, read_rows, texts_of
 from datamodules.tasks.task import TaskSource
 from dinado.errors import DataError
 from dinado.prompt import Prompt
 from workbench.settings.data_settings import DataConfig
 from workbench.settings.tasks import TaskConfig
+
+REJECTED = "rejected"
 
 
 def source(task: TaskConfig, data: DataConfig) -> TaskSource:
@@ -23,92 +28,76 @@ def source(task: TaskConfig, data: DataConfig) -> TaskSource:
     held_out = data.val_prompts
     if task.path is None:
         raise DataError("task jsonl needs a file of prompts; set task.path")
-    prompts = _prompts(Path(task.path), task, "train")
+    prompts, completed = _prompts(Path(task.path), task, "train")
+    made = TaskSource(prompts, [], oracle=None, identity=identity, completed=completed)
     if task.val_path is not None:
-        return TaskSource(prompts, _prompts(Path(task.val_path), task, "val"), oracle=None, identity=identity)
+        return dataclasses.replace(made, val=_prompts(Path(task.val_path), task, "val")[0])
     if not 0 < held_out <= len(prompts) / 2:
         raise DataError(
             f"{task.path} has {len(prompts)} prompts, of which data.val_prompts={held_out} cannot be held out; "
             "take between 1 and half of them, or set task.val_path to a file of held-out prompts"
         )
-    return TaskSource(prompts[:-held_out], prompts[-held_out:], oracle=None, identity=identity)
+    return dataclasses.replace(made, train=prompts[:-held_out], val=prompts[-held_out:])
 
 
 def identity(prompt: Prompt) -> str:
-    """Return the text of the prompt, normalised in case and spacing."""
-    return " ".join(prompt.text.casefold().split())
+    """Return the text of the conversation, normalised in case and spacing."""
+    return " ".join(prompt.transcript.casefold().split())
 
 
-def read_rows(path: Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Yield the objects of a JSON-lines file, each with its place for error messages; blank lines are skipped.
+def _prompts(path: Path, task: TaskConfig, split: str) -> tuple[list[Prompt], str]:
+    """Return the prompts of a file, and the place of its first completion ("" if there is none).
 
-    Raises:
-        DataError: the file cannot be read, or a line is not a JSON object.
+    Completions of one prompt are collected under it, those labelled true as references.
     """
-    try:
-        # A byte order mark is taken. A line ends in a line feed alone: JSON text may hold Unicode's other line ends.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
-    except FileNotFoundError:
-        raise DataError(f"{path} does not exist; check task.path, task.val_path and data.root") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from None
-    except OSError as error:
-        raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(row, dict):
-            raise DataError(f'{place} is not a JSON object; write one {{"field": value}} a line')
-        check_text(line, row, place)
-        yield place, row
-
-
-def check_text(line: str, row: Any, place: str) -> None:
-    """Check that a line of JSON holds text alone; half of a surrogate pair, such as ``\\ud83d``, is none.
-
-    Raises:
-        DataError: it holds something that cannot be encoded.
-    """
-    if "\\u" not in line:
-        return
-    try:
-        json.dumps(row, ensure_ascii=False).encode("utf-8")
-    except UnicodeEncodeError as error:
-        half = error.object[error.start]
-        raise DataError(
-            f"{place}: {half!r} is half of a surrogate pair and no text; write the character itself"
-        ) from None
-
-
-def text_of(row: dict[str, Any], field: str, place: str, setting: str) -> str:
-    """Return a field that must be a text that is not blank; ``setting`` is the config key that names the field."""
-    if field not in row:
-        raise DataError(f"{place} has no field {field!r} ({setting}); it has {', '.join(map(repr, row)) or 'none'}")
-    value = row[field]
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{place}: field {field!r} must be a text that is not blank")
-    return value
-
-
-def texts_of(row: dict[str, Any], field: str, place: str) -> list[str]:
-    """Return a field that holds a text or a list of texts; [] when it is absent or null."""
-    value = row.get(field)
-    texts = [] if value is None else [value] if isinstance(value, str) else value
-    if not isinstance(texts, list) or not all(isinstance(text, str) for text in texts):
-        raise DataError(f"{place}: field {field!r} must be a text or a list of texts")
-    return texts
-
-
-def _prompts(path: Path, task: TaskConfig, split: str) -> list[Prompt]:
-    prompts = []
+    prompts: list[Prompt] = []
+    data_of: dict[str, dict[str, Any]] = {}
+    completed = ""
     for number, (place, row) in enumerate(read_rows(path)):
-        text = text_of(row, task.prompt_field, place, "task.prompt_field")
-        data = {key: value for key, value in row.items() if key not in (task.prompt_field, task.references_field, "id")}
-        data["references"] = texts_of(row, task.references_field, place)
-        prompts.append(Prompt(id=str(row.get("id", f"{split}-{number}")), text=text, data=data))
-    return prompts
+        request = request_of(row, task.prompt_field, place, "task.prompt_field")
+        completion, accepted = _completion(row, request.answer, task, place)
+        data = _data(row, task, completion is not None, place)
+        id_ = str(row.get("id", f"{split}-{number}"))
+        if completion is None:
+            prompts.append(Prompt(id_, request.text, data, request.turns))
+            continue
+        completed = completed or place
+        key = json.dumps([row.get("id"), request.text, request.turns, data], sort_keys=True)
+        if key not in data_of:
+            data_of[key] = data
+            prompts.append(Prompt(id_, request.text, data, request.turns))
+        data_of[key].setdefault("references" if accepted else REJECTED, []).append(completion)
+    return prompts, completed
+
+
+def _completion(row: Row, answer: str | None, task: TaskConfig, place: str) -> tuple[str | None, bool]:
+    """Return the completion of a row, or None, and whether it is a good one."""
+    field = task.completion_field
+    if field is None:
+        return None, False
+    if row.get(field) is not None:
+        if answer is not None:
+            raise DataError(f"{place}: the conversation ends with an answer, and field {field!r} is another one")
+        answer = completion_of(row, field, place)
+    if answer is None or task.label_field not in row:
+        return answer, True
+    label = row[task.label_field]
+    if label not in (True, False):  # 1 and 0 are equal to these
+        raise DataError(f"{place}: field {task.label_field!r} (task.label_field) must be true or false")
+    if REJECTED in row and not label:
+        raise DataError(f"{place}: field {REJECTED!r} is where completions labelled false are kept; rename it")
+    return answer, bool(label)
+
+
+def _data(row: Row, task: TaskConfig, completed: bool, place: str) -> dict[str, Any]:
+    """Return the fields that the oracle finds in ``Prompt.data``."""
+    read = {task.prompt_field if task.prompt_field in row else MESSAGES, task.references_field, "id"}
+    if completed:
+        read |= {str(task.completion_field), task.label_field}
+    data = {key: value for key, value in row.items() if key not in read}
+    if "references" in data:
+        raise DataError(
+            f"{place}: field 'references' is where the oracle finds task.references_field={task.references_field}; "
+            "rename it in the file"
+        )
+    return data | {"references": list(texts_of(row, task.references_field, place))}

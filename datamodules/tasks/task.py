@@ -38,9 +38,12 @@ class TaskSource:
         oracle: the task's own oracle; None when the user has to configure one.
         identity: prompts with equal identity ask the same thing and may not be in both splits; None for a task with
             a single prompt.
+        completed: place of the first completion that came with the training prompts; "" if there is none. Completions
+            are rollouts of an unknown proposal, so only a method that trains on references can learn from them.
     """
 
     train: list[Prompt]
     val: list[Prompt]
     oracle: Oracle | None
     identity: Callable[[Prompt], Hashable] | None
+    completed: str = ""

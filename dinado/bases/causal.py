@@ -28,7 +28,7 @@ from dinado.bases.loading import load_causal
 from dinado.bases.path_check import check_paths
 from dinado.bases.shared_prefix import align, run_shared
 from dinado.batch import RolloutBatch
-from dinado.errors import UserError
+from dinado.errors import DataError, UserError
 from dinado.objectives.reduction import Head
 from dinado.objectives.vocabulary import token_log_probs
 from dinado.prompt import Prompt
@@ -263,11 +263,15 @@ class BaseLM(nn.Module):
 
     def _encode(self, prompt: Prompt) -> list[int]:
         if self.chat_template:
-            messages = [{"role": "user", "content": prompt.text}]
-            if self.system_prompt is not None:
-                messages.insert(0, {"role": "system", "content": self.system_prompt})
+            if self.system_prompt is not None and any(turn.role == "system" for turn in prompt.turns):
+                raise DataError(f"base.system_prompt: prompt {prompt.id!r} has a system message of its own; remove one")
+            messages = prompt.messages(self.system_prompt)
             text = self.tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
             return self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        if prompt.turns:
+            raise DataError(
+                f"prompt {prompt.id!r} is a conversation, and {self.name} is used without a chat template; give a text"
+            )
         ids = self.tokenizer(prompt.text)["input_ids"] if prompt.text else []
         start = self.tokenizer.bos_token_id
         return ids or [self.eos_ids[0] if start is None else start]

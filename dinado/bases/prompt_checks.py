@@ -27,10 +27,12 @@ def encoded(base: BaseLM, prompt: Prompt) -> array[int]:
     Raises:
         DataError: the chat template cannot render it, or nothing is left of it.
     """
-    known, key = _known.setdefault(base, {}), (prompt.text, base.chat_template, base.system_prompt)
+    known, key = _known.setdefault(base, {}), (prompt.text, prompt.turns, base.chat_template, base.system_prompt)
     if key not in known:
         try:
             ids = base.encode_prompts([prompt])[0][0].tolist()
+        except DataError:
+            raise
         except Exception as error:
             raise _refused(base, prompt, error) from error
         known[key] = array("q", ids)
@@ -138,11 +140,9 @@ def contradictions(base: BaseLM) -> Iterator[str]:
 
 
 def _check_system_prompt(base: BaseLM, prompt: Prompt) -> None:
-    messages = [{"role": "user", "content": prompt.text}]
-    system = [{"role": "system", "content": base.system_prompt}, *messages]
     with_it, without = (
-        base.tokenizer.apply_chat_template(some, tokenize=False, add_generation_prompt=True)
-        for some in (system, messages)
+        base.tokenizer.apply_chat_template(prompt.messages(system), tokenize=False, add_generation_prompt=True)
+        for system in (base.system_prompt, None)
     )
     if with_it == without:
         raise DataError(f"base.system_prompt: the chat template of {base.name} leaves it out; remove it")

@@ -56,7 +56,7 @@ class JudgedSamples:
         columns = zip(*(getattr(self, name) for name in names), strict=True)
         keys = ("text", *names[1:])
         return [
-            {"prompt": prompt.text} | dict(zip(keys, row, strict=True)) | _traced(along)
+            {"prompt": prompt.transcript} | dict(zip(keys, row, strict=True)) | _traced(along)
             for prompt, row, along in zip(self.prompts, columns, self.along, strict=True)
         ]
 

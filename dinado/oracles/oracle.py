@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import abc
 import copy
+import dataclasses
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -234,7 +235,7 @@ def _copies(prompts: Sequence[Prompt]) -> list[Prompt]:
     copies: dict[int, Prompt] = {}
     for prompt in prompts:
         if id(prompt) not in copies:
-            copies[id(prompt)] = Prompt(prompt.id, prompt.text, copy.deepcopy(prompt.data))
+            copies[id(prompt)] = dataclasses.replace(prompt, data=copy.deepcopy(prompt.data))
     return [copies[id(prompt)] for prompt in prompts]
 
 

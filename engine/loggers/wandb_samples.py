@@ -17,7 +17,7 @@ def rows(samples: JudgedSamples) -> Iterator[tuple[str, str, float, str]]:
     """Yield prompt, text, the oracle's verdict, and the text as HTML with every token coloured by predicted R."""
     columns = zip(samples.prompts, samples.texts, samples.score, samples.along, strict=True)
     for prompt, text, score, along in columns:
-        yield prompt.text, text, float(score), coloured(along)
+        yield prompt.transcript, text, float(score), coloured(along)
 
 
 def coloured(along: Sequence[tuple[str, float]]) -> str:

@@ -104,9 +104,25 @@ class TaskConfig:
         place=True,
         agree="",
     )
-    prompt_field: str = setting("prompt", "Field that holds the prompt.", belongs_to=("jsonl",))
+    prompt_field: str = setting(
+        "prompt",
+        """Field that holds the prompt: a text, or a conversation as a list of messages with `role` and `content`. A row
+        without it may hold a conversation in `messages`.""",
+        belongs_to=("jsonl",),
+    )
     references_field: str = setting(
         "references", "Field that holds a list of reference texts, if any.", belongs_to=("jsonl",)
+    )
+    completion_field: str | None = setting(
+        "completion",
+        """Field that holds a completion of the prompt, made by whoever; the last answer of a conversation is one too.
+        Completions serve as references, for `method=sft sft_data=references`; null takes the prompts alone.""",
+        belongs_to=("jsonl",),
+    )
+    label_field: str = setting(
+        "label",
+        "Field that tells whether the completion is a good one; false ones are not imitated.",
+        belongs_to=("jsonl",),
     )
     template: str = setting(
         "Write one short sentence that uses all of these words: {words}.",
