@@ -1,4 +1,4 @@
-"""An inference server over HTTP that serves a small base: vLLM's completions or SGLang's generate, and their failures.
+"""An inference server over HTTP that serves a small base: the protocols of vLLM, SGLang, llama.cpp, and their failures.
 
 It draws with the base itself and answers as the documentation of the two servers describes.
 """
@@ -6,6 +6,7 @@ It draws with the base itself and answers as the documentation of the two server
 from __future__ import annotations
 
 import json
+import math
 import threading
 import time
 from dataclasses import dataclass, field
@@ -25,7 +26,7 @@ class Behaviour:
     """What the server does wrong.
 
     Attributes:
-        owner: its name for itself, "vllm" or "sglang".
+        owner: its name for itself, "vllm", "sglang" or "llamacpp".
         version: its version.
         fail: number of requests that it answers with ``status`` before it works.
         status: status of those answers.
@@ -82,6 +83,8 @@ class EngineServer:
                 about = {"version": does.version, "dtype": "float32", "tp_size": 1}
                 models = {"data": [{"id": "tiny", "owned_by": does.owner, "root": "/m", "max_model_len": does.context}]}
                 known = {"/v1/models": models, "/version": about, "/get_server_info": about}
+                if does.owner == "llamacpp":
+                    known = {"/v1/models": models, "/props": {"build_info": does.version, "model_ftype": "F32"}}
                 self._answer(200 if self.path in known else 404, known.get(self.path, {"detail": "Not Found"}))
 
             def do_POST(self) -> None:
@@ -125,6 +128,8 @@ class EngineServer:
                 return 200, self._completions(body)
             if path == "/generate" and does.owner == "sglang":
                 return 200, self._generate(body)
+            if path == "/completion" and does.owner == "llamacpp":
+                return 200, self._completion(body)
             return 404, {"detail": "Not Found"}
 
     def _completions(self, body: dict[str, Any]) -> dict[str, Any]:
@@ -146,6 +151,14 @@ class EngineServer:
         pairs = [[value, token, None] for value, token in zip(log_s, tokens, strict=True)]
         reason = {"type": "stop", "matched": tokens[-1]} if finished else {"type": "length", "length": len(tokens)}
         return {"output_ids": tokens, "meta_info": {"finish_reason": reason, "output_token_logprobs": pairs}}
+
+    def _completion(self, body: dict[str, Any]) -> dict[str, Any]:
+        assert body["samplers"] == ["temperature"], "whatever else the server does by default is left out"
+        told = {"temperature": body["temperature"], "stop_token_ids": self.base.eos_ids}
+        ((tokens, log_s, finished),) = self._draw(body["prompt"], [body["seed"]], told, body["n_predict"])
+        pairs = [{"id": token, "prob": math.exp(value)} for token, value in zip(tokens, log_s, strict=True)]
+        stop = "eos" if finished else "limit"
+        return {"content": "", "tokens": tokens, "stop_type": stop, "completion_probabilities": pairs}
 
     def _draw(
         self, prompt: list[int], seeds: list[int], told: dict[str, Any], budget: int

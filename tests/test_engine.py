@@ -56,7 +56,7 @@ def store_of(tmp_path: Path, base: BaseLM, source: ServedTexts, **changes: objec
     return make_store(tmp_path, base, engine=source.client.identity, **changes)
 
 
-@pytest.mark.parametrize("owner", ["vllm", "sglang", "someone"])
+@pytest.mark.parametrize("owner", ["vllm", "sglang", "llamacpp", "someone"])
 def test_texts_of_a_server_are_draws_of_the_base(owner: str, base: BaseLM, serve: ServerFor, tmp_path: Path) -> None:
     server = serve(owner=owner)
     source = served(server)
