@@ -12,11 +12,14 @@ import pytest
 import torch
 from helpers import base_lm, batch_of, random_lora, tiny_llama
 from peft import IA3Config, LoraConfig, PromptTuningConfig, get_peft_model
+from torch import nn
 from transformers import LlamaConfig, LlamaForSequenceClassification, LlamaModel
 
 from dinado.bases.causal import BaseLM
+from dinado.bases.identity import model_digest
 from dinado.bases.markov import build_word_tokenizer
-from dinado.errors import DataError
+from dinado.errors import DataError, UserError
+from dinado.parameters.full import Full
 
 WHOLE = "give the folder of a whole causal language model"
 
@@ -176,6 +179,36 @@ def test_a_missing_back_end_of_a_quantised_folder_is_named(tmp_path: Path, setti
     with pytest.raises(DataError, match=f"(?i)cannot be loaded.*({package})") as caught:
         BaseLM.load(str(folder))
     assert "\n" not in str(caught.value)
+
+
+class Packed(torch.Tensor):
+    """Quantised weights as some back ends have them: a class of their own that can be dequantised, and little else."""
+
+    @classmethod
+    def __torch_function__(cls, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in (torch.Tensor.reshape, torch.Tensor.view, torch.Tensor.float):
+            raise NotImplementedError(function)
+        return super().__torch_function__(function, types, args, kwargs or {})
+
+    def dequantize(self) -> torch.Tensor:
+        return self.as_subclass(torch.Tensor)
+
+
+def test_packed_weights_are_told_apart_by_their_numbers() -> None:
+    digests = []
+    for seed in (0, 0, 1):
+        model = tiny_llama(8, seed)
+        layer = model.model.layers[0].mlp.up_proj
+        layer.weight = nn.Parameter(layer.weight.detach().as_subclass(Packed), requires_grad=False)
+        digests.append(model_digest(model, build_word_tokenizer(8)))
+    assert digests[0] == digests[1] != digests[2]
+
+
+def test_a_quantised_base_is_not_trained_whole() -> None:
+    base = base_lm("llama")
+    base.model.config.quantization_config = {"quant_method": "bitsandbytes", "load_in_4bit": True}
+    with pytest.raises(UserError, match=r"quantised \(bitsandbytes\).*take parameters=lora"):
+        Full.inject(base, link="identity", seed=0)
 
 
 def test_a_fold_of_our_own_adapters_leaves_a_plain_model() -> None:

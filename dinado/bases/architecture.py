@@ -132,6 +132,16 @@ def output_map(model: Any, name: str) -> OutputMap:
         raise UserError(f"{where} cannot be run on plain text ({reason})") from None
 
 
+def quantised_by(model: Any) -> str | None:
+    """Return the name of the method that the model's weights are quantised with; None for plain weights."""
+    settings = getattr(model.config, "quantization_config", None)
+    if settings is None:
+        return None
+    told = settings if isinstance(settings, dict) else settings.to_dict()
+    method = told.get("quant_method", "unknown")
+    return str(getattr(method, "value", method))
+
+
 def _measured(model: Any, where: str) -> OutputMap:
     out, body = model.get_output_embeddings(), model.base_model
     # Several tokens, because an end token that also pads may have a zero state, which fits any linear map.
@@ -140,6 +150,11 @@ def _measured(model: Any, where: str) -> OutputMap:
     logits = model(ids_1L, **kwargs).logits.float()
     shorter = model(ids_1L[:, :-1], **kwargs).logits.float()
     if not torch.allclose(logits[:, :-1], shorter, atol=_slack(model), rtol=_slack(model)):
+        if quantisation := quantised_by(model):
+            raise UserError(
+                f"{where} is quantised ({quantisation}) so that a text's numbers depend on the texts beside it; take 4 "
+                "bits, or weights alone"
+            )
         raise UserError(f"{where} reads later tokens too, as a masked language model does; give a causal one")
     values = out(body(ids_1L, **kwargs).last_hidden_state).float()
     for candidate in _candidates(text_config(model), logits, values):

@@ -40,7 +40,7 @@ def model_digest(model: Any, tokenizer: Any) -> str:
     for name, tensor in sorted(model.state_dict().items()):
         if not isinstance(tensor, Tensor):
             continue
-        flat = tensor.detach().reshape(-1)
+        flat = _plain(tensor).reshape(-1)
         # A few thousand values of each tensor are enough to tell models apart, and cheap to hash.
         probe = flat[:: max(1, flat.numel() // 2048)].float().cpu().numpy()
         digest.update(f"{name}{tuple(tensor.shape)}{tensor.dtype}".encode())
@@ -48,6 +48,12 @@ def model_digest(model: Any, tokenizer: Any) -> str:
     digest.update(repr(sorted(tokenizer.get_vocab().items())).encode())
     digest.update(str(getattr(tokenizer, "chat_template", None)).encode())
     return digest.hexdigest()[:16]
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    """Return a tensor as numbers; quantised ones that are a class of their own allow little else."""
+    quantised = type(tensor.data) is not Tensor and hasattr(tensor, "dequantize")
+    return tensor.detach().dequantize() if quantised else tensor.detach()
 
 
 def _lasting(node: Any) -> Any:

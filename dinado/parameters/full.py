@@ -8,7 +8,9 @@ from typing import Self
 import torch
 from torch import nn
 
+from dinado.bases.architecture import quantised_by
 from dinado.bases.causal import BaseLM
+from dinado.errors import UserError
 from dinado.objectives.reduction import Link
 from dinado.parameters.policy import Policy
 
@@ -18,7 +20,16 @@ class Full(Policy):
 
     @classmethod
     def inject(cls, base: BaseLM, *, link: Link, seed: int) -> Self:
-        """Copy the base in float32, because steps are too small for shorter types; nothing is initialised at random."""
+        """Copy the base in float32, because steps are too small for shorter types; nothing is initialised at random.
+
+        Raises:
+            UserError: the base is quantised.
+        """
+        if quantisation := quantised_by(base.model):
+            raise UserError(
+                f"parameters=full: {base.name} is quantised ({quantisation}) and its weights cannot be trained; take "
+                "parameters=lora"
+            )
         policy = copy.deepcopy(base)
         if base.head.weight_VD.dtype.itemsize < 4:
             policy.model.float()
