@@ -84,7 +84,7 @@ class StateChoice:
         if kept == "auto" and self._rounds > 1:
             return None  # Rollouts of later rounds are visited less often.
         layers = sorted({self._base.layer(depth) for depth in self._depths})
-        return StateStore(store, layers, self._base.hidden_size, "float32" if kept == "auto" else kept)
+        return StateStore(store, layers, self._base.state_width, "float32" if kept == "auto" else kept)
 
     def _pays(self, num_rollouts: int, mean_length: float) -> bool:
         """Tell whether recording is less work than running the base at every step."""

@@ -42,7 +42,7 @@ class ValueMethod(RolloutMethod):
         self.telescopes = method_of(config).telescopes
         self.has_step_norm = method_of(config).norm_head == "steps"
         if self.reads_base:
-            self.norm_head = NormHead(base.hidden_size, len(config.objective.norm.taps))
+            self.norm_head = NormHead(base.state_width, len(config.objective.norm.taps))
         elif has_norm_head(config):
             self.norm_head = NormHead(self.scores.own_width)
 

@@ -7,7 +7,7 @@ import warnings
 from typing import Any
 
 import torch
-from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig
+from transformers import Gemma3Config, Gemma3ForConditionalGeneration, Gemma3TextConfig, OPTConfig, OPTForCausalLM
 from transformers import logging as transformers_logging
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
@@ -161,6 +161,15 @@ def build_multimodal() -> Gemma3ForConditionalGeneration:
             if parameter.ndim > 1:
                 parameter.normal_(0, 0.3)
     return model
+
+
+def build_narrow() -> OPTForCausalLM:
+    """Return a tiny OPT whose embeddings are narrower than its layers, as OPT-350m's are."""
+    config = small_config(OPTConfig)
+    config.word_embed_proj_dim, config.do_layer_norm_before = 16, False
+    with torch.random.fork_rng(devices=[]), torch.no_grad():
+        torch.manual_seed(0)
+        return OPTForCausalLM(config).eval()
 
 
 def build(name: str, *, fill: bool = True) -> Any:

@@ -13,11 +13,14 @@ from typing import Any, NamedTuple
 
 import pytest
 import torch
-from architectures import V, architectures, build, build_multimodal
+from architectures import V, architectures, build, build_multimodal, build_narrow, small_config
+from commands import Command
 from helpers import batch_of, plain_log_probs, prompt_tokens, random_lora, random_network
+from small_run import byte_tokenizer, small_words
 from torch import Tensor
-from transformers import DynamicCache
+from transformers import DynamicCache, OPTConfig, OPTForCausalLM
 
+import train
 from dinado.bases.acceleration import checkpoint_layers
 from dinado.bases.causal import BaseLM
 from dinado.bases.decoder import Decoder
@@ -118,7 +121,8 @@ def score_TV(scores: Parameterisation, row: int, tokens: list[int], log_p_TV: Te
     if not isinstance(scores, Network):
         return plain_log_probs(base.model, prompt, tokens) - log_p_TV
     ids_1L, network = torch.tensor([[*prompt, *tokens]]), scores.network
-    states = [base.model.base_model(ids_1L).last_hidden_state]
+    last = base.model.base_model(ids_1L).last_hidden_state
+    states = [torch.nn.functional.pad(last, (0, base.state_width - last.shape[-1]))]
     ran = network.run(
         network.features(states, ids_1L, base.head),
         attention_mask=torch.ones_like(ids_1L),
@@ -199,6 +203,29 @@ def test_the_language_model_of_a_multimodal_one() -> None:
     model = build_multimodal()
     assert check("gemma3", model)[:2] == ("", "")
     assert not any("vision" in name for name, parameter in model.named_parameters() if parameter.requires_grad)
+
+
+def test_layers_wider_than_the_embeddings() -> None:
+    assert check("opt", build_narrow())[:2] == ("", "")
+
+
+def test_states_of_layers_wider_than_the_embeddings_are_kept(tmp_path: Path, command: Command) -> None:
+    tokenizer = byte_tokenizer()
+    config = small_config(OPTConfig)
+    config.vocab_size, config.word_embed_proj_dim = len(tokenizer), 16
+    OPTForCausalLM(config).save_pretrained(tmp_path / "model")
+    tokenizer.save_pretrained(tmp_path / "model")
+    found = []
+    for states in ("float32", "off"):
+        words = small_words(tmp_path, "method=nado", "optim.batch_size=2", "optim.rows_per_prompt=2")
+        words[words.index("oracle.name=user") : words.index("oracle.function=mine:has_a") + 1] = [
+            "oracle.name=regex",
+            "oracle.pattern=[ae]",
+        ]
+        result = command(train, *words, f"data.states={states}", "network.taps=[0.0,0.5,1.0]", "--json")
+        assert result.code == 0, result.err
+        found.append(result.json["train/loss"])
+    assert found[0] == pytest.approx(found[1], rel=1e-4)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from dinado.errors import UserError
 
@@ -26,6 +27,16 @@ CAPS = ("final_logit_softcapping", "logits_soft_cap")
 def text_config(model: Any) -> Any:
     """Return the configuration of the language model, which a multimodal model holds inside its own."""
     return model.config.get_text_config(decoder=True)
+
+
+def state_width(model: Any) -> int:
+    """Return the width of a model's hidden states, the widest where layers and last states differ (OPT-350m)."""
+    return max(getattr(text_config(model), "hidden_size", 0), model.get_output_embeddings().weight.shape[1])
+
+
+def widened(states: Tensor, width: int) -> Tensor:
+    """Return states with zeros appended up to a width."""
+    return states if states.shape[-1] == width else F.pad(states, (0, width - states.shape[-1]))
 
 
 def refuse_architecture(model: Any, name: str) -> None:

@@ -20,7 +20,9 @@ from dinado.bases.architecture import (
     context_of,
     output_map,
     refuse_architecture,
+    state_width,
     text_config,
+    widened,
     window_of,
 )
 from dinado.bases.identity import model_digest
@@ -170,8 +172,13 @@ class BaseLM(nn.Module):
 
     @property
     def hidden_size(self) -> int:
-        """The width D of the hidden states."""
+        """The width D of the last hidden states, which the output head reads."""
         return self.model.get_output_embeddings().weight.shape[1]
+
+    @property
+    def state_width(self) -> int:
+        """The width of states at every depth; narrower ones end in zeros."""
+        return state_width(self.model)
 
     @property
     def vocab_size(self) -> int:
@@ -234,7 +241,8 @@ class BaseLM(nn.Module):
         def run(ids: Tensor, **kwargs: Any) -> tuple[Tensor, ...]:
             out = body(ids, use_cache=True, output_hidden_states=bool(indices), **kwargs)
             last = out.last_hidden_state
-            return last, *(last if i == self.num_layers else out.hidden_states[i] for i in indices)
+            tapped = (last if i == self.num_layers else out.hidden_states[i] for i in indices)
+            return last, *(widened(state, self.state_width) for state in tapped)
 
         answers: list[Tensor] = []
         with (

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from dinado.bases.architecture import check_length, context_of
+from dinado.bases.architecture import check_length, context_of, state_width, widened
 from dinado.bases.roomy_cache import make_room
 from dinado.bases.shared_prefix import positions_PS
 
@@ -82,6 +82,7 @@ class Decoder:
             **({"output_hidden_states": True} if self.layers else {}),
         )
         if self.layers:
-            self.states_NLJD = torch.stack([out.hidden_states[layer] for layer in self.layers], 2)
+            width = state_width(self.model)
+            self.states_NLJD = torch.stack([widened(out.hidden_states[layer], width) for layer in self.layers], 2)
         logits_NV = out.logits[:, -1].float()
         return (logits_NV if self.temperature == 1.0 else logits_NV / self.temperature).log_softmax(1)

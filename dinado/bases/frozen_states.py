@@ -29,8 +29,8 @@ def frozen_states(base: BaseLM, batch: RolloutBatch, taps: Sequence[float]) -> L
     last, *places = (recorded.depths.index(layer) for layer in (base.num_layers, *map(base.layer, taps)))
     return LMStates(
         align(
-            recorded.prompt_PSJD[:, :, last].to(dtype),
-            recorded.response_BRJD[:, :, last].to(dtype),
+            recorded.prompt_PSJD[:, :, last, : base.hidden_size].to(dtype),
+            recorded.response_BRJD[:, :, last, : base.hidden_size].to(dtype),
             batch.prompt_of_row_B,
         ),
         batch.prompt_mask_PS,

@@ -37,7 +37,7 @@ class OracleNetwork(nn.Module):
     """A network that predicts score logits over the vocabulary from base states; they are 0 when training starts.
 
     Args:
-        base_width: D.
+        base_width: width of the base's states; the output embeddings may have another, D.
         vocab_size: V.
         num_taps: the number of base depths that are read.
         width, layers, heads: sizes of the transformer.
@@ -85,7 +85,7 @@ class OracleNetwork(nn.Module):
         if self.tied:
             if base_weight_VD is None:
                 raise ValueError("the tied head needs the base's output embeddings")
-            self.out = nn.Linear(width, base_width, bias=False)
+            self.out = nn.Linear(width, base_weight_VD.shape[1], bias=False)
             # Dividing by the mean norm of the embedding rows keeps the scores of order 1.
             self.tied_scale = float(1.0 / base_weight_VD.detach().float().norm(dim=1).mean())
             self.pointer = Pointer(width, base_weight_VD) if pointer else None

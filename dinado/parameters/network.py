@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
+from dinado.bases.architecture import widened
 from dinado.bases.causal import BaseLM, LMStates
 from dinado.bases.frozen_states import frozen_states, split_taps
 from dinado.bases.joint_cache import layers_of
@@ -58,7 +59,7 @@ class Network(Parameterisation):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "oracle network"))
             network = OracleNetwork(
-                base.hidden_size,
+                base.state_width,
                 base.vocab_size,
                 len(taps),
                 width=width,
@@ -140,7 +141,8 @@ class Network(Parameterisation):
             **where,
         )
         last = out.last_hidden_state
-        taps = [last if i == layers else out.hidden_states[i] for i in indices]
+        tapped = (last if i == layers else out.hidden_states[i] for i in indices)
+        taps = [widened(state, self.base.state_width) for state in tapped]
         view = layers_of(cache, layers, layers + network.cache_layers)
         ran = network.run(network.features(taps, ids_NL, self.base.head), past_key_values=view, **where)
         last_states = NetworkStates(*(out[:, -keep:] for out in ran), *(() if len(ran) > 1 else (None,)))
