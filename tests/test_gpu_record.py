@@ -108,4 +108,5 @@ def test_an_incomplete_kit_is_one_line(
 
 def test_the_kit_names_tested_packages() -> None:
     names = gpu_kit.requirements()
-    assert {"omegaconf", "transformers", "pytest"} <= set(names) and "torch" not in names
+    assert {"omegaconf", "transformers", "pytest", "click", "certifi"} <= names
+    assert not names & {"torch", "triton", "ruff"}
