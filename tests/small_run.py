@@ -109,3 +109,9 @@ def small_words(folder: Path, *overrides: str) -> list[str]:
         "trainer.progress=false",
         *overrides,
     ]
+
+
+def losses(run: str) -> list[float]:
+    """The training loss of every step of a run."""
+    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
+    return list({row["step"]: row["train/loss"] for row in rows if "train/loss" in row}.values())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from helpers import PROMPTS, base_lm, batch_of
 from lightning.pytorch.accelerators import Accelerator
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from pretend_device import NAME, Pretended, pretending
-from small_run import save_base, small_words
+from small_run import losses, save_base, small_words
 
 import engine.evaluate_alone
 import engine.generation
@@ -93,11 +92,6 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[torch
             engine.trainer.L, "Trainer", lambda **given: trainer(**given | {"strategy": SingleDeviceStrategy(device)})
         )
         yield device
-
-
-def losses(run: str) -> list[float]:
-    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return list({row["step"]: row["train/loss"] for row in rows if "train/loss" in row}.values())
 
 
 def test_tensors_of_two_places_do_not_mix(elsewhere: torch.device) -> None:

@@ -5,7 +5,6 @@ They need a CUDA device. ``DINADO_TEST_DEVICE=cpu`` runs them on the CPU, which 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import signal
@@ -20,7 +19,7 @@ import torch
 from commands import Command, process
 from conftest import ROOT
 from helpers import PROMPTS, base_lm, batch_of
-from small_run import save_base, small_words
+from small_run import losses, save_base, small_words
 from test_half_precision import HALF, KINDS
 from test_half_precision import losses as half_losses
 
@@ -73,12 +72,6 @@ def words(folder: Path, accelerator: str, *more: str) -> list[str]:
         f"trainer.accelerator={accelerator}",
     ]
     return [*kept, *place, *steps, *more, "--json"]
-
-
-def losses(run: str) -> list[float]:
-    """The training loss of every step of a run."""
-    rows = [json.loads(line) for line in (Path(run) / "metrics.jsonl").read_text().splitlines()]
-    return list({row["step"]: row["train/loss"] for row in rows if "train/loss" in row}.values())
 
 
 def trained(command: Command, words: list[str]) -> dict[str, Any]:
