@@ -27,7 +27,7 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
 
 from benchmarks import timing  # noqa: E402
-from dinado.metrics.intervals import mean_interval  # noqa: E402
+from dinado.metrics.intervals import rate_interval  # noqa: E402
 from dinado.rollouts.store_spec import digest  # noqa: E402
 from workbench.settings import loader, schema  # noqa: E402
 
@@ -118,7 +118,7 @@ def table(runs: Sequence[dict[str, Any]]) -> str:
         mine = sorted((run for run in runs if run["scheme"] == scheme), key=lambda run: run["seed"])
         if not mine:
             continue
-        interval = mean_interval(by_prompt(mine), proportion=True)
+        interval = rate_interval(by_prompt(mine), 16 * len(mine))
         cells = [scheme, str(len(mine)), f"{interval.mean:.3f} [{interval.low:.3f}, {interval.high:.3f}]"]
         cells.append(", ".join(f"{run['val/success']:.3f}" for run in mine))
         for key, form in (

@@ -14,7 +14,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from datamodules.training_rows import Rows, rows_by_prompt
 from dinado.bases.causal import BaseLM
-from dinado.batch import RecordedStates, RolloutBatch
+from dinado.batch import HeldOutVerdicts, RecordedStates, RolloutBatch
 from dinado.prompt import Prompt
 
 
@@ -52,11 +52,13 @@ def collate(
     encoded: EncodedPrompts,
     pad_id: int,
     weight_total: float,
+    success: float = 1.0,
 ) -> RolloutBatch:
     """Collate rows into a batch: prompts left-padded and stored once, responses right-padded.
 
     Args:
         weight_total: sum of the weights of the whole optimiser step.
+        success: weighted mean of the scores of all rows that are trained on.
     """
     row_B = np.asarray(row_B)
     prompt_index_P, prompt_of_row_B = np.unique(rows.prompt_index_N[row_B], return_inverse=True)
@@ -78,6 +80,8 @@ def collate(
         **_lookahead(rows, row_B),
         recorded=_recorded(rows, row_B, prompt_index_P),
         prompt_index_P=torch.from_numpy(prompt_index_P.astype(np.int64)),
+        held_out=_held_out(rows, row_B),
+        success=success,
         weight_total=weight_total,
     )
 
@@ -91,6 +95,14 @@ def _lookahead(rows: Rows, row_B: np.ndarray) -> dict[str, Tensor]:
         name: pad_sequence([torch.from_numpy(values[index]) for values in targets], batch_first=True)
         for index, name in enumerate(("candidate_BTK", "candidate_log_target_BTL", "value_BT"))
     }
+
+
+def _held_out(rows: Rows, row_B: np.ndarray) -> HeldOutVerdicts | None:
+    """Return the verdicts on held-out rows; None for training rows."""
+    if rows.accepted_N is None or rows.draw_N is None:
+        return None
+    accepted_B, draw_B = torch.from_numpy(rows.accepted_N[row_B]), torch.from_numpy(rows.draw_N[row_B])
+    return HeldOutVerdicts(accepted_B, draw_B, rows.most)
 
 
 def _recorded(rows: Rows, row_B: np.ndarray, prompt_index_P: np.ndarray) -> RecordedStates | None:

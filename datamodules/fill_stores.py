@@ -9,6 +9,7 @@ from contextlib import nullcontext
 
 from rich.progress import track
 
+from datamodules.held_out import HeldOut
 from datamodules.state_choice import StateChoice
 from dinado.bases.causal import BaseLM
 from dinado.control.controlled_lm import ControlledLM
@@ -53,13 +54,23 @@ class StoreFiller:
 
         Hidden states that training will read are recorded while sampling.
         """
-        done, started = 0, time.monotonic()
-        for store in stores:
-            shown = self._progress and rank_and_size()[0] == 0 and not store.is_complete()
-            with progress_bar(f"{store.spec.split} rollouts") if shown else nullcontext(None) as update:
-                done += store.spec.num_rollouts(store.missing_blocks())
-                self.fill(store, on_progress=update)
+        started = time.monotonic()
+        done = sum(map(self._fill_shown, stores))
         return done / (time.monotonic() - started)
+
+    def fill_held_out(self, held_out: HeldOut) -> None:
+        """Sample the missing held-out rollouts, stage after stage."""
+        while (store := held_out.missing()) is not None:
+            self._fill_shown(store)
+
+    def _fill_shown(self, store: RolloutStore) -> int:
+        """Sample the missing rollouts of a store with a progress bar; return their number."""
+        title = f"{store.spec.split} rollouts" if store.spec.places is None else "on to the first accepted rollout"
+        shown = self._progress and rank_and_size()[0] == 0 and not store.is_complete()
+        with progress_bar(title) if shown else nullcontext(None) as update:
+            missing = store.spec.num_rollouts(store.missing_blocks())
+            self.fill(store, on_progress=update)
+        return missing
 
     def fill(
         self,

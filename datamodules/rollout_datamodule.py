@@ -6,6 +6,7 @@ Axes: N rows.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ from lightning import LightningDataModule
 from datamodules.batch_plan import BatchPlan, StratifiedPlan, micro_batches, split_step
 from datamodules.choose_plan import PlanChoice, budget_of
 from datamodules.collation import EncodedPrompts, collate, held_out_batches
+from datamodules.held_out import HeldOut
 from datamodules.loaders import HeldOutLoader, TrainLoader
 from datamodules.lookahead_targets import with_lookahead
 from datamodules.reference_rows import rows_of_references
@@ -22,7 +24,7 @@ from datamodules.round_budgets import needed_counts
 from datamodules.run_stores import FLATTENED, RunStores
 from datamodules.state_choice import StateChoice, with_states
 from datamodules.tasks import Task
-from datamodules.training_rows import Rows, equal_rows, rows_by_prompt
+from datamodules.training_rows import Rows, rows_by_prompt
 from datamodules.weighing import weighted_rows
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
@@ -70,11 +72,13 @@ class RolloutDataModule(LightningDataModule):
         self.restored_models: list[str] = []
         self._restored: dict[str, Any] | None = None
         self._run_stores = RunStores(config, base, task)
+        self._held_out = HeldOut(config, base, task)
         self._states = StateChoice(config, base)
         self._plans = PlanChoice(config)
         self._first_rows: Rows | None = None
         self._first = 0  # first optimiser step of the current round
         self._plan: BatchPlan | StratifiedPlan | None = None
+        self._success = 1.0  # mean score of the rows
         self._base = base
         self._train_prompts = EncodedPrompts(base, task.train_prompts)
         self._val_prompts = EncodedPrompts(base, task.val_prompts)
@@ -86,7 +90,8 @@ class RolloutDataModule(LightningDataModule):
             StoreError: a store is incomplete.
             DataError: there are too few rows to fill an optimiser step.
         """
-        self.val_rows = equal_rows(self._run_stores.held_out().read())
+        self.held_out = self._held_out.read()
+        self.val_rows = self.held_out.rows()
         if stage not in (None, "fit"):
             return
         self.steps_done = 0
@@ -158,6 +163,7 @@ class RolloutDataModule(LightningDataModule):
         """
         self._read_rows = self.rows = self._train_rows() if rows is None else rows
         self._plan = None
+        self._success = float(np.average(self.rows.score_N, weights=self.rows.weight_N)) or 1.0
         more = len(self.models) + 1 < self.config.rollouts.rounds
         if more and not (self.rows.score_N > 0).any():
             return
@@ -167,6 +173,11 @@ class RolloutDataModule(LightningDataModule):
         except DataError:
             if not more:
                 raise
+
+    @property
+    def held_out_folders(self) -> list[Path]:
+        """The folders of the held-out rollouts."""
+        return [store.folder for store in self._held_out.stores()]
 
     @property
     def accumulation(self) -> int:
@@ -229,7 +240,7 @@ class RolloutDataModule(LightningDataModule):
 
     def train_batch(self, row_B: np.ndarray, weight_total: float) -> RolloutBatch:
         """Collate training rows into a batch."""
-        return collate(self.rows, row_B, self._train_prompts, self._base.pad_id, weight_total)
+        return collate(self.rows, row_B, self._train_prompts, self._base.pad_id, weight_total, self._success)
 
     def val_batch(self, row_B: np.ndarray | None) -> RolloutBatch:
         """Collate held-out rows into a batch; None gives a filler of weight 0."""

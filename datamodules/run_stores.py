@@ -83,9 +83,20 @@ class RunStores:
             stores.append(self._train(round=index, **part))
         return stores
 
-    def held_out(self) -> RolloutStore:
-        """Return the store of the held-out rollouts: exact samples of the base, whatever training uses."""
-        spec = self._spec("val", per_prompt=self._held_out)
+    def held_out(self, first: int = 0, more: int = 0, places: Sequence[int] | None = None) -> RolloutStore:
+        """Return the store of the held-out rollouts: exact samples of the base, whatever training uses.
+
+        Args:
+            first, more: rollouts that earlier stores hold of each prompt, and those that follow them; 0 for the first
+                ``eval.rollouts_per_prompt``.
+            places: positions of the prompts that these are drawn for; None for all.
+        """
+        part: dict[str, Any] = {"first": first, "per_prompt": more or self._held_out}
+        if places is not None:
+            # As many rollouts at once as of the first ones, so that the base is not run for a few.
+            prompts = max(1, self._rollouts.block_size * self._held_out // max(1, more))
+            part |= {"places": tuple(places), "block_size": prompts}
+        spec = self._spec("val", **part)
         # Truncated rollouts may be dropped from training, but not from a success rate: the trained model's count too.
         truncated = "fail" if self._rollouts.truncated == "drop" else self._rollouts.truncated
         return RolloutStore(self._cache, spec, self._task.oracle.fingerprint, truncated)
@@ -102,15 +113,16 @@ class RunStores:
 
     def _spec(self, split: str, **part: Any) -> StoreSpec:
         prompts = self._task.train_prompts if split == "train" else self._task.val_prompts
+        if (places := part.get("places")) is not None:
+            prompts = [prompts[place] for place in places]
         return StoreSpec(
             base=self._base.fingerprint,
             encoded=encoded_digest(self._base, prompts),
             prompts=tuple(prompts),
             split=split,
             max_new_tokens=self._rollouts.max_new_tokens,
-            block_size=self._rollouts.block_size,
             seed=self._rollouts.seed,
-            **part,
+            **{"block_size": self._rollouts.block_size, **part},
         )
 
 

@@ -12,9 +12,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from dinado.objectives.weights import smoothed_root
-from dinado.rollouts.rollout_table import Rollouts
-
 
 class LookaheadTarget(NamedTuple):
     """The lookahead fields of one row of a ``RolloutBatch``: ``[T, K]``, ``[T, K + 1]`` and ``[T]``."""
@@ -43,6 +40,8 @@ class Rows:
         response: row -> (token ids, log-probabilities under the base or None where they are unknown).
         lookahead_N: lookahead targets of each row; None where the objective does not use them.
         states: the frozen base's states; None where they are not recorded.
+        accepted_N, draw_N: for held-out rows, see ``HeldOutVerdicts``.
+        most: the same.
     """
 
     prompt_index_N: np.ndarray
@@ -53,19 +52,13 @@ class Rows:
     response: Callable[[int], tuple[np.ndarray, np.ndarray | None]]
     lookahead_N: list[LookaheadTarget] | None = None
     states: RowStates | None = None
+    accepted_N: np.ndarray | None = None
+    draw_N: np.ndarray | None = None
+    most: int = 0
 
     def __len__(self) -> int:
         """Return the number of rows N."""
         return len(self.prompt_index_N)
-
-
-def equal_rows(rollouts: Rollouts) -> Rows:
-    """Build rows of exact samples of the base: weights of 1, and each prompt's success rate."""
-    root_N = np.zeros(len(rollouts), dtype=np.float32)
-    for rows_K in rows_by_prompt(rollouts.prompt_index_N):
-        root_N[rows_K] = smoothed_root(torch.tensor(rollouts.score_N[rows_K]))
-    one_N = np.ones(len(rollouts), dtype=np.float32)
-    return Rows(rollouts.prompt_index_N, rollouts.length_N, rollouts.score_N, one_N, root_N, rollouts.response)
 
 
 def rows_by_prompt(prompt_index_N: np.ndarray) -> list[np.ndarray]:

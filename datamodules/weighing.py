@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from datamodules.training_rows import Rows, rows_by_prompt
-from dinado.metrics.intervals import mean_interval, weighted_proportion_interval
+from dinado.metrics.intervals import rate_interval, weighted_proportion_interval
 from dinado.objectives.pareto import pareto_smoothed
 from dinado.objectives.weights import (
     clipped,
@@ -59,7 +59,7 @@ def weighted_rows(drawn: Drawn, targets: TargetConfig) -> tuple[Rows, dict[str, 
     if not len(rows):
         return rows, {}
     if len(rates) > 1:
-        rate = mean_interval(rates, proportion=True)
+        rate = rate_interval(rates, len(rollouts) // len(rates))
     else:
         rate = weighted_proportion_interval(rollouts.score_N, weight_N)
     numbers = {

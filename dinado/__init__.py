@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from dinado.exact.enumerated_world import EnumeratedWorld as EnumeratedWorld
     from dinado.exact.markov_world import MarkovWorld as MarkovWorld
     from dinado.exact.world import causal_lm_rows as causal_lm_rows
+    from dinado.metrics.distance import PromptDraws as PromptDraws
+    from dinado.metrics.distance import distance as distance
     from dinado.metrics.intervals import mean_interval as mean_interval
     from dinado.objectives.estimators import kl_to_optimum as kl_to_optimum
     from dinado.objectives.weights import effective_size as effective_size
@@ -55,6 +57,7 @@ _FILES = {
     "exact.enumerated_world": ("EnumeratedWorld",),
     "exact.markov_world": ("MarkovWorld",),
     "exact.world": ("causal_lm_rows",),
+    "metrics.distance": ("PromptDraws", "distance"),
     "metrics.intervals": ("mean_interval",),
     "objectives.estimators": ("kl_to_optimum",),
     "objectives.weights": ("effective_size", "importance_weights", "smoothed_root"),

@@ -34,6 +34,26 @@ class RecordedStates:
 
 
 @dataclass
+class HeldOutVerdicts:
+    """How the held-out rollouts of a batch were drawn and judged, for the estimate of the distance to q*.
+
+    Attributes:
+        accepted_B: whether the rollout was accepted; one with a fractional verdict C was with probability C.
+        draw_B: 0 for the rollouts that every prompt has; of a prompt's first accepted rollout after them, its number
+            among all draws of the prompt.
+        most: draws of a prompt of which none was accepted.
+    """
+
+    accepted_B: Tensor
+    draw_B: Tensor
+    most: int
+
+    def to(self, device: torch.device | str) -> HeldOutVerdicts:
+        """Return the same verdicts on ``device``."""
+        return HeldOutVerdicts(self.accepted_B.to(device), self.draw_B.to(device), self.most)
+
+
+@dataclass
 class RolloutBatch:
     """Rollouts grouped by prompt, each prompt stored once.
 
@@ -50,6 +70,8 @@ class RolloutBatch:
             together; and the value of the prefix relative to the mean over all tokens of all rollouts, 0 on padding.
         recorded: the frozen base's hidden states, if they were recorded with the rollouts.
         prompt_index_P: position of each prompt in the task's list of training or held-out prompts, if known.
+        held_out: draws and verdicts of held-out rollouts; None in training.
+        success: weighted mean of the scores of all rows that are trained on, the unit of the likelihood term.
         weight_total: sum of `weight_B` over the whole optimiser step, all processes and micro-batches included. A
             held-out batch with weight_total 0 is filler that keeps processes in step, and is not counted.
     """
@@ -68,6 +90,8 @@ class RolloutBatch:
     value_BT: Tensor | None = None
     recorded: RecordedStates | None = None
     prompt_index_P: Tensor | None = None
+    held_out: HeldOutVerdicts | None = None
+    success: float = 1.0
     weight_total: float = 0.0
 
     @classmethod
@@ -94,8 +118,7 @@ class RolloutBatch:
     def to(self, device: torch.device | str) -> RolloutBatch:
         """Return the same batch with every tensor on ``device``."""
         moved: dict[str, Any] = {
-            f.name: value.to(device) if isinstance(value := getattr(self, f.name), (Tensor, RecordedStates)) else value
-            for f in fields(self)
+            f.name: value.to(device) if hasattr(value := getattr(self, f.name), "to") else value for f in fields(self)
         }
         return RolloutBatch(**moved)
 

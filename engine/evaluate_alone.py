@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from datamodules.fill_stores import StoreFiller
+from datamodules.held_out import HeldOut
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.run_stores import RunStores
 from datamodules.state_choice import StateChoice
 from datamodules.tasks import Task, build_task
 from dinado.bases.causal import BaseLM
@@ -52,7 +52,7 @@ def evaluate_base(config: Config, *, quiet: bool) -> Row:
     world = build_world(config, base)
     base.model.to(device_of(config.trainer))
     _fill_held_out(config, base, task)
-    rows, samples = base_rows(config, base, task)
+    rows, samples = base_rows(config, HeldOut(config, base, task).read(), task)
     if world is not None:
         rows["base"] |= exact_base_row(world)
     print_table(console, rows, f"{task.name}: the base, before training")
@@ -63,4 +63,4 @@ def evaluate_base(config: Config, *, quiet: bool) -> Row:
 
 def _fill_held_out(config: Config, base: BaseLM, task: Task) -> None:
     filler = StoreFiller(base, task.oracle, StateChoice(config, base), progress=config.trainer.progress)
-    filler.fill_all([RunStores(config, base, task).held_out()])
+    filler.fill_held_out(HeldOut(config, base, task))

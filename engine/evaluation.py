@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 import torch.distributed as dist
 
+from datamodules.held_out import HeldOutRollouts
 from datamodules.rollout_datamodule import RolloutDataModule
-from datamodules.run_stores import RunStores
 from datamodules.tasks import Task
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
@@ -19,6 +18,7 @@ from dinado.evaluation.exact_rows import exact_base_row, exact_row
 from dinado.evaluation.judged_samples import JudgedSamples, pieces, sample_and_judge
 from dinado.evaluation.result_rows import Row, best_of, row_of, without_kl
 from dinado.exact import ExactWorld
+from dinado.metrics.distance import distance
 from dinado.objectives.weights import smoothed_root
 from dinado.ranks import is_writer
 from dinado.rollouts.rollout_table import Rollouts
@@ -28,18 +28,25 @@ from workbench.settings.config import Config
 
 @dataclass
 class Report:
-    """Rows of the final table by label, and the samples behind the first and the last of them."""
+    """The results of an evaluation.
+
+    Attributes:
+        rows: rows of the final table by label.
+        before, after: the samples behind the first and the last of them.
+        held_out: for each held-out prompt D and G of dinado/metrics/distance.py, in nats.
+    """
 
     rows: dict[str, Row]
     before: JudgedSamples
     after: JudgedSamples
+    held_out: list[dict[str, Any]]
 
 
-def base_rows(config: Config, base: BaseLM, task: Task) -> tuple[dict[str, Row], JudgedSamples]:
+def base_rows(config: Config, held_out: HeldOutRollouts, task: Task) -> tuple[dict[str, Row], JudgedSamples]:
     """Compute the reference rows from the held-out rollouts: the base, and best-of-n of it."""
-    samples = samples_of_store(RunStores(config, base, task).held_out().read())
+    samples = samples_of_store(held_out.rollouts)
     with_metrics = config.eval.text_metrics and task.has_references
-    rows = {"base": row_of(samples, with_text_metrics=with_metrics)}
+    rows = {"base": row_of(samples, with_text_metrics=with_metrics) | _distance_of_base(held_out)}
     n = min(config.eval.best_of, config.eval.rollouts_per_prompt)
     if n:
         rows[f"best of {n}"] = without_kl(row_of(best_of(samples, n), with_text_metrics=with_metrics))
@@ -59,6 +66,7 @@ def evaluate_method(
             batch = batch.to(base.device)
             method.diagnostics.update(batch, method.terms(batch).held_out)
     numbers = {f"val/{key}": value for key, value in method.diagnostics.compute().items()}
+    found = method.diagnostics.distance()
     method.diagnostics.reset()
     for name in ("forward_consistency", "forward_consistency_per_token"):
         if f"val/{name}" in numbers:
@@ -66,14 +74,28 @@ def evaluate_method(
     model = method.controlled()
     after = _samples(model, base, task, config)
     with base.in_step():
-        return _report(method, task, world, numbers, after) if is_writer() else None
+        if not is_writer():
+            return None
+        report = _report(method, task, world, numbers, after, data.held_out)
+    columns = (values.tolist() for values in (found.log_ratio_P, found.gap_P, found.known_P))
+    for prompt, *values in zip(task.val_prompts, *columns, strict=False):
+        report.held_out.append(
+            {"prompt": prompt.transcript} | dict(zip(("log_ratio", "gap", "known"), values, strict=True))
+        )
+    return report
 
 
-def _report(method: RolloutMethod, task: Task, world: ExactWorld | None, numbers: Row, after: JudgedSamples) -> Report:
+def _report(
+    method: RolloutMethod,
+    task: Task,
+    world: ExactWorld | None,
+    numbers: Row,
+    after: JudgedSamples,
+    held_out: HeldOutRollouts,
+) -> Report:
     """Build the report: the method's row, the reference rows, and samples with predicted R."""
-    config, base, model = method.config, method.base, method.controlled()
-    rows, before = base_rows(config, base, task)
-    rows["base"] |= {"val/kl_to_optimum": _gap(before), "val/gap_closed": 0.0, "val/kl_from_base": 0.0}
+    config, model = method.config, method.controlled()
+    rows, before = base_rows(config, held_out, task)
     row = numbers | row_of(after, with_text_metrics=config.eval.text_metrics and task.has_references)
     if world is not None:
         row |= exact_row(world, model, config.eval.exact_samples, config.seed)
@@ -81,7 +103,7 @@ def _report(method: RolloutMethod, task: Task, world: ExactWorld | None, numbers
     rows[config.method] = row
     for samples in (before, after):
         trace_r(method, samples, before, config.eval.show)
-    return Report(rows, before, after)
+    return Report(rows, before, after, [])
 
 
 def _samples(model: ControlledLM, base: BaseLM, task: Task, config: Config) -> JudgedSamples:
@@ -155,8 +177,14 @@ def trace_r(method: RolloutMethod, samples: JudgedSamples, before: JudgedSamples
         samples.along[row] = list(zip(pieces(base, ids), log_r_T[: len(ids)], strict=True))
 
 
-def _gap(samples: JudgedSamples) -> float:
-    """Average -log R(c) over the prompts with a positive rollout: the base's own KL(q*||p)."""
-    rates = [sum(group) / len(group) for group in samples.per_prompt(samples.score)]
-    gaps = [-math.log(rate) for rate in rates if rate > 0]
-    return sum(gaps) / len(gaps) if gaps else math.nan
+def _distance_of_base(held_out: HeldOutRollouts) -> Row:
+    """Return KL(q*||p), with nothing closed of it at no cost."""
+    found = distance(held_out.of_base())
+    row = {
+        "val/kl_to_optimum": found.base.mean,
+        "val/kl_to_optimum_low": found.base.low,
+        "val/kl_to_optimum_high": found.base.high,
+        "val/gap_closed": 0.0,
+        "val/kl_from_base": 0.0,
+    }
+    return row if found.wanted is None else row | {"val/kl_rollouts_wanted": float(found.wanted)}

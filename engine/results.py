@@ -32,8 +32,9 @@ def final_metrics(config: Config, report: Report, folder: RunFolder) -> Row:
     if is_writer():
         samples = folder.path / "samples"
         samples.mkdir(exist_ok=True)
-        for name, records in (("before", report.before), ("after", report.after)):
-            lines = [json.dumps(record) for record in records.records()]
+        records = {"before": report.before.records(), "after": report.after.records(), "held_out": report.held_out}
+        for name, rows in records.items():
+            lines = [json.dumps(row) for row in rows]
             (samples / f"{name}.jsonl").write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
         (folder.path / "table.json").write_text(json.dumps(report.rows, indent=2) + "\n", encoding="utf-8")
     return metrics

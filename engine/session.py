@@ -17,6 +17,7 @@ from rich.console import Console
 from datamodules.batch_plan import micro_batches
 from datamodules.engine_choice import served_texts
 from datamodules.fill_stores import StoreFiller
+from datamodules.held_out import HeldOut
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.run_stores import RunStores
 from datamodules.state_choice import StateChoice
@@ -113,6 +114,7 @@ def train(
         stores, states = RunStores(config, base, task), StateChoice(config, base)
         filler = StoreFiller(base, task.oracle, states, progress=config.trainer.progress, served=served_texts(config))
         rollouts_per_s = filler.fill_all(stores.needed())
+        filler.fill_held_out(HeldOut(config, base, task))
         for store in stores.first():
             filler.fill_states(store)
         data = RolloutDataModule(config, base, task)
@@ -148,7 +150,7 @@ def train(
         metrics = last_numbers(folder) | data.summary | final_metrics(config, report, folder)
         metrics["perf/rollouts_per_s"] = rollouts_per_s
         log_now(loggers, metrics, config.optim.steps)
-        _show_on_page(config, loggers, data, stores, report)
+        _show_on_page(config, loggers, data, report)
         finish(loggers)
     # All numbers are on disk, so that nothing that happens while they are shown can fail the run.
     folder.mark("finished")
@@ -227,9 +229,7 @@ def _stopped(
     return Outcome({}, code)
 
 
-def _show_on_page(
-    config: Config, loggers: Sequence[Logger], data: RolloutDataModule, stores: RunStores, report: Report
-) -> None:
+def _show_on_page(config: Config, loggers: Sequence[Logger], data: RolloutDataModule, report: Report) -> None:
     """Log to W&B the samples that the terminal shows, and the artifacts of ``logging.artifacts``."""
     if (page := page_of(loggers)) is None:
         return
@@ -238,4 +238,4 @@ def _show_on_page(
     if "checkpoints" in config.logging.artifacts:
         page.log_checkpoint(config.method)
     if "rollouts" in config.logging.artifacts:
-        page.log_rollouts({"train": [store.folder for store in data.stores], "val": [stores.held_out().folder]})
+        page.log_rollouts({"train": [store.folder for store in data.stores], "val": data.held_out_folders})

@@ -6,6 +6,7 @@ They are kept as plain numbers per rollout and gathered over processes by prompt
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -13,8 +14,8 @@ import torch.distributed as dist
 from torch import Tensor
 
 from dinado.batch import RolloutBatch
-from dinado.metrics.intervals import mean_interval
-from dinado.objectives.estimators import calibration_error, kl_to_optimum, pairwise_auc
+from dinado.metrics.distance import Distance, PromptDraws, distance
+from dinado.objectives.estimators import calibration_error, pairwise_auc
 
 
 class HeldOut(NamedTuple):
@@ -56,7 +57,9 @@ class RolloutDiagnostics:
             "log_p": (held_out.log_p_BT * mask).sum(1),
             "log_q": (held_out.log_q_BT * mask).sum(1),
             "score": batch.score_B,
-            "weight": batch.weight_B,
+            "accepted": batch.score_B > 0.5 if batch.held_out is None else batch.held_out.accepted_B,
+            "draw": torch.zeros_like(batch.prompt_of_row_B) if batch.held_out is None else batch.held_out.draw_B,
+            "most": [0 if batch.held_out is None else batch.held_out.most] * batch.num_rows,
         }
         if held_out.log_r_BT is not None and held_out.consistency_B is not None:
             last_B = mask.sum(1) - 1
@@ -76,23 +79,25 @@ class RolloutDiagnostics:
     def compute(self) -> dict[str, float]:
         """Compute the metrics over all processes; NaN where undefined, and none of R for a method without R."""
         prompts = list(self._gathered().values())
-        kls, gaps = [], []
-        for rows in prompts:
-            score, weight = _column(rows, "score"), _column(rows, "weight")
-            kl = kl_to_optimum(_column(rows, "log_p"), _column(rows, "log_q"), score, weight)
-            if kl is not None:
-                kls.append(kl)
-                gaps.append(-math.log(float((weight * score).sum() / weight.sum())))
-        kl_interval = mean_interval(kls) if kls else None
-        mean_gap = sum(gaps) / len(gaps) if gaps else math.nan
+        found = self.distance(prompts)
         numbers = {
-            "kl_to_optimum": kl_interval.mean if kl_interval else math.nan,
-            "kl_to_optimum_low": kl_interval.low if kl_interval else math.nan,
-            "kl_to_optimum_high": kl_interval.high if kl_interval else math.nan,
-            "kl_prompts_left_out": float(len(prompts) - len(kls)),
-            "gap_closed": 1.0 - kl_interval.mean / mean_gap if kl_interval and mean_gap > 0 else math.nan,
+            "kl_to_optimum": found.kl.mean,
+            "kl_to_optimum_low": found.kl.low,
+            "kl_to_optimum_high": found.kl.high,
+            "kl_prompts_unresolved": float(found.unresolved),
+            "gap_closed": found.gap_closed.mean,
+            "gap_closed_low": found.gap_closed.low,
+            "gap_closed_high": found.gap_closed.high,
         }
-        return numbers | (_about_r(prompts) if prompts and "r" in prompts[0][0] else {})
+        if found.wanted is not None:
+            numbers["kl_rollouts_wanted"] = float(found.wanted)
+        drawn = [[row for row in rows if not row["draw"]] for rows in prompts]
+        return numbers | (_about_r(drawn) if drawn and "r" in drawn[0][0] else {})
+
+    def distance(self, prompts: Sequence[Sequence[Mapping[str, Any]]] | None = None) -> Distance:
+        """Estimate the distance to q* over all processes."""
+        prompts = list(self._gathered().values()) if prompts is None else prompts
+        return distance([_draws(rows) for rows in prompts])
 
     def _gathered(self) -> dict[tuple[int, ...], list[dict[str, Any]]]:
         everyone: list[Any] = [self._prompts]
@@ -113,6 +118,17 @@ def _names(batch: RolloutBatch) -> list[tuple[int, ...]]:
         return [(index,) for index in batch.prompt_index_P.tolist()]
     pairs = zip(batch.prompt_ids_PS, batch.prompt_mask_PS.bool(), strict=True)
     return [tuple(ids_S[mask_S].tolist()) for ids_S, mask_S in pairs]
+
+
+def _draws(rows: Sequence[Mapping[str, Any]]) -> PromptDraws:
+    """Return the draws of a prompt from its rows."""
+    accepted = [row for row in rows if row["accepted"]]
+    return PromptDraws(
+        drawn=sum(not row["draw"] for row in rows),
+        log_ratios=[row["log_p"] - row["log_q"] for row in accepted],
+        first=next((row["draw"] for row in rows if row["draw"]), None),
+        most=rows[0]["most"],
+    )
 
 
 def _mean(values: list[float]) -> float:

@@ -30,6 +30,7 @@ class ValueLoss:
     terminal_ce_B: Tensor
     path_B: Tensor
     lookahead_B: Tensor
+    likelihood_B: Tensor
     consistency_B: Tensor
     num_links_B: Tensor
 
@@ -43,6 +44,7 @@ def value_loss(
     log_root_B: Tensor | None = None,
     telescopes: bool = False,
     lookahead_B: Tensor | None = None,
+    likelihood_B: Tensor | None = None,
 ) -> ValueLoss:
     """Compute the loss of every rollout.
 
@@ -53,6 +55,7 @@ def value_loss(
         log_root_B: log R(c) where it is known; otherwise the path starts from the first V.
         telescopes: whether the values are telescoped already (Hard), and so not bounded by 1.
         lookahead_B: the lookahead term, which needs more than values; None where it is not trained.
+        likelihood_B: the negative log-likelihood of accepted rollouts; None where it is not trained.
     """
     oracle, consistency, path, lookahead = (
         objective.oracle,
@@ -80,12 +83,14 @@ def value_loss(
     if oracle.value_ce:
         total_B = total_B + oracle.value_ce * value_ce(values.log_v_BT, score_B1, rows_BT)
     lookahead_B = torch.zeros_like(path_B) if lookahead_B is None else lookahead_B
+    likelihood_B = torch.zeros_like(path_B) if likelihood_B is None else likelihood_B
     return ValueLoss(
-        total_B=total_B + lookahead.weight * lookahead_B,
+        total_B=total_B + lookahead.weight * lookahead_B + objective.likelihood.weight * likelihood_B,
         token_ce_B=direct.token_ce_B,
         terminal_ce_B=direct.terminal_ce_B,
         path_B=path_B,
         lookahead_B=lookahead_B,
+        likelihood_B=likelihood_B,
         consistency_B=linked.published_B,
         num_links_B=linked.num_links_B,
     )

@@ -16,6 +16,7 @@ from dinado.batch import RolloutBatch
 from dinado.control.norm_head import NormHead
 from dinado.objectives.lookahead import lookahead_divergence
 from dinado.objectives.values import TokenValues, log_beta
+from dinado.objectives.vocabulary import VocabularyStatistics
 from dinado.parameters.parameterisation import Needs, Scored
 from lightning_modules.diagnostics import HeldOut
 from lightning_modules.rollout_method import RolloutMethod, Terms
@@ -84,6 +85,7 @@ class ValueMethod(RolloutMethod):
             torch.log(batch.root_B.float()) if self.config.targets.root == "store" else None,
             self.telescopes,
             lookahead(scored, batch),
+            likelihood(scored.statistics, batch) if self.config.objective.likelihood.weight else None,
         )
         statistics = scored.statistics
         held_out = HeldOut(statistics.log_p, statistics.log_q, values.log_r_BT, loss.consistency_B, loss.num_links_B)
@@ -99,6 +101,7 @@ class ValueMethod(RolloutMethod):
             ("train/oracle_ce", loss.token_ce_B),
             ("train/path_ce", loss.path_B),
             ("train/lookahead", loss.lookahead_B),
+            ("train/likelihood", loss.likelihood_B),
             ("reg/forward_consistency", loss.consistency_B),
         ):
             numbers.mean(name, term_B, weight_B)
@@ -123,6 +126,16 @@ def finished(batch: RolloutBatch, base: BaseLM) -> Tensor:
     """Tell which responses end with an end-of-sequence token, ``[B]``."""
     last_B1 = batch.response_BT.gather(1, batch.response_mask_BT.sum(1, keepdim=True) - 1)
     return torch.isin(last_B1[:, 0], torch.tensor(base.eos_ids, device=batch.response_BT.device))
+
+
+def likelihood(statistics: VocabularyStatistics, batch: RolloutBatch) -> Tensor:
+    """Compute -C log q(y|c) of each rollout over the mean score of all, ``[B]`` in nats.
+
+    Its expectation over the rollouts is E_{q*}[-log q], the loss of fine-tuning on accepted ones, also for weighted and
+    fractional verdicts.
+    """
+    log_q_B = (statistics.log_q * batch.response_mask_BT).sum(1)
+    return -batch.score_B / batch.success * log_q_B
 
 
 def lookahead(scored: Scored, batch: RolloutBatch) -> Tensor | None:

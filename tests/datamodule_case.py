@@ -48,7 +48,7 @@ def make_config(cache: Path, **settings: object) -> Config:
     config = Config()
     config.data.cache = str(cache)
     config.rollouts.per_prompt, config.rollouts.max_new_tokens, config.rollouts.block_size = 14, 6, 2
-    config.eval.rollouts_per_prompt = 6
+    config.eval.rollouts_per_prompt = config.eval.max_rollouts = 6
     config.optim.batch_size, config.optim.rows_per_prompt, config.optim.steps = 16, 4, 9
     for name, value in settings.items():
         schema.put(config, name.replace("__", "."), value)

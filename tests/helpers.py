@@ -177,6 +177,7 @@ def exact_gpt2_words(folder: object, *overrides: str) -> list[str]:
         "rollouts.max_new_tokens=4",
         "rollouts.per_prompt=64",
         "eval.rollouts_per_prompt=32",
+        "eval.max_rollouts=32",
         "eval.samples_per_prompt=32",
         "optim.batch_size=16",
         "optim.rows_per_prompt=16",

@@ -98,6 +98,7 @@ def small_words(folder: Path, *overrides: str) -> list[str]:
         "rollouts.max_new_tokens=8",
         "rollouts.truncated=score",
         "eval.rollouts_per_prompt=4",
+        "eval.max_rollouts=8",
         "eval.samples_per_prompt=4",
         "eval.best_of=2",
         "optim.batch_size=8",

@@ -87,7 +87,8 @@ def change(old: str, new: str) -> Callable[[], object]:
 
 
 JSONL = "train.py quickstart base.name=model task.name=jsonl task.path=prompts.jsonl data.train_prompts=0 " + (
-    "data.val_prompts=1 rollouts.max_new_tokens=3 rollouts.per_prompt=4 eval.rollouts_per_prompt=2 eval.best_of=0 "
+    "data.val_prompts=1 rollouts.max_new_tokens=3 rollouts.per_prompt=4 eval.rollouts_per_prompt=2 "
+    "eval.max_rollouts=4 eval.best_of=0 "
     "trainer.accelerator=cpu data.cache=cache runs=new objective.lookahead.weight=0 "
 )
 MINE = JSONL + "oracle.name=user oracle.function=mine:"

@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from datamodules.fill_stores import StoreFiller
+from datamodules.held_out import HeldOut
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.run_stores import RunStores
 from datamodules.state_choice import StateChoice
@@ -58,6 +59,7 @@ def prepared(experiment: str, words: list[str]) -> tuple[RolloutMethod, RolloutD
     base, task = build_base(config), build_task(config)
     filler = StoreFiller(base, task.oracle, StateChoice(config, base), progress=False)
     filler.fill_all(RunStores(config, base, task).needed())
+    filler.fill_held_out(HeldOut(config, base, task))
     data = RolloutDataModule(config, base, task)
     data.setup("fit")
     return build_method(config, base), data

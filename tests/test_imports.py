@@ -34,7 +34,12 @@ MAY_IMPORT = {
     "lightning_modules": ("dinado", "lightning_modules", "workbench.settings"),
     "engine": ("dinado", "datamodules", "lightning_modules", "engine", "workbench"),
     "workbench.settings": ("dinado.errors", "workbench.settings"),
-    "workbench": (*TORCH_FREE_LEAVES, "dinado.metrics.intervals", "dinado.evaluation.measures", "workbench"),
+    "workbench": (
+        *TORCH_FREE_LEAVES,
+        *("dinado.metrics.intervals", "dinado.metrics.distance"),
+        "dinado.evaluation.measures",
+        "workbench",
+    ),
 }
 # What a folder may not import from elsewhere.
 FORBIDDEN = {

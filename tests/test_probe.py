@@ -81,7 +81,14 @@ def test_a_probe_trains_nothing_and_its_command_trains(command: Command, words: 
     assert not (tmp_path / "runs").exists() and not (tmp_path / "cache" / "rollouts").exists()
     advised = shlex.split(lines[-1])
     assert advised[:3] == ["python", "train.py", "own"] and set(words) & set(advised)
-    small = ["eval.samples_per_prompt=2", "eval.rollouts_per_prompt=4", "eval.best_of=0", "optim.steps=2", "lora.r=2"]
+    small = [
+        "eval.samples_per_prompt=2",
+        "eval.rollouts_per_prompt=4",
+        "eval.max_rollouts=8",
+        "eval.best_of=0",
+        "optim.steps=2",
+        "lora.r=2",
+    ]
     trained = command(train, *advised[2:], *small, "rollouts.truncated=score")
     assert trained.code == 0, trained.err
 

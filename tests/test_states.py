@@ -14,6 +14,7 @@ from torch import Tensor
 
 from datamodules import state_choice as states_module
 from datamodules.fill_stores import StoreFiller
+from datamodules.held_out import HeldOut
 from datamodules.rollout_datamodule import RolloutDataModule
 from datamodules.run_stores import RunStores
 from datamodules.state_choice import StateChoice
@@ -45,6 +46,7 @@ def filler(config: Config, base: BaseLM, task: Task) -> StoreFiller:
 
 def prepare_rollouts(config: Config, base: BaseLM, task: Task) -> None:
     filler(config, base, task).fill_all(RunStores(config, base, task).needed())
+    filler(config, base, task).fill_held_out(HeldOut(config, base, task))
 
 
 def prepare_states(config: Config, base: BaseLM, task: Task) -> None:

@@ -20,7 +20,14 @@ from dinado.metrics.bleu import bleu4
 from dinado.metrics.cider import cider
 from dinado.metrics.coverage import MicroCoverage
 from dinado.metrics.diversity import distinct_n
-from dinado.metrics.intervals import mean_interval, paired_difference, proportion_interval, ratio_interval
+from dinado.metrics.intervals import (
+    mean_interval,
+    paired_difference,
+    proportion_interval,
+    rate_interval,
+    ratio_interval,
+    unpaired_difference,
+)
 from dinado.metrics.rouge import common_length
 from dinado.metrics.success import WeightedMean
 from dinado.metrics.tokenise import tokenise
@@ -198,39 +205,39 @@ def test_wilson_against_scipy() -> None:
     assert all(map(math.isnan, proportion_interval(0, 0)))
 
 
-def test_mean_interval_agrees_with_the_normal_approximation() -> None:
-    values = np.random.default_rng(0).normal(3, 2, size=400)
-    interval = mean_interval(values)
-    half = 1.96 * values.std() / 20
-    assert interval.mean == pytest.approx(values.mean())
-    assert interval.low == pytest.approx(values.mean() - half, abs=0.03)
-    assert interval.high == pytest.approx(values.mean() + half, abs=0.03)
-    assert mean_interval(values) == interval != mean_interval(values, seed=1)
-
-
-def test_mean_interval_holds_the_truth_about_as_often_as_it_says() -> None:
-    # Success rates of 30 prompts that differ, from 8 samples each: the trials are not independent.
-    rng = np.random.default_rng(1)
-    hits = clustered = 0
-    for trial in range(60):
-        rates = rng.binomial(8, rng.beta(0.6, 1.4, size=30)) / 8
-        low, high = mean_interval(rates, trial)[1:]
-        hits += low <= 0.3 <= high
-        _, naive_low, naive_high = proportion_interval(rates.sum() * 8, 240)
-        clustered += high - low > naive_high - naive_low
-    assert hits >= 52  # 0.95 expected; below 52 of 60 has probability 0.003
-    assert clustered == 60, "prompts that differ widen the interval"
-
-
-def test_degenerate_data() -> None:
-    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+def test_mean_interval_is_students() -> None:
+    values = np.random.default_rng(0).gamma(2, size=7)
+    expected = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+    assert mean_interval(values) == pytest.approx((values.mean(), expected.low, expected.high))
     alone = mean_interval([2.0])
     assert alone.mean == 2.0 and math.isnan(alone.low) and math.isnan(alone.high)
     assert all(map(math.isnan, mean_interval([])))
-    assert mean_interval([1.0] * 20, proportion=True) == proportion_interval(20, 20)
-    assert mean_interval([0.25], proportion=True) == proportion_interval(0.25, 1)
-    lopsided = mean_interval([0.0] * 19 + [1.0])
-    assert 0 <= lopsided.low < 0.05 < lopsided.high < 0.4
+    assert mean_interval([2.0, 2.0, 2.0]) == (2.0, 2.0, 2.0)
+
+
+def test_unpaired_difference_is_welchs() -> None:
+    rng = np.random.default_rng(4)
+    a, b = rng.normal(1, 1, size=3), rng.normal(0, 3, size=5)
+    expected = stats.ttest_ind(a, b, equal_var=False).confidence_interval(0.95)
+    assert unpaired_difference(a, b) == pytest.approx((a.mean() - b.mean(), expected.low, expected.high))
+    assert math.isnan(unpaired_difference([1.0], [2.0, 3.0]).low)
+
+
+def test_rate_interval_counts_prompts_that_differ() -> None:
+    # Success rates of 30 prompts that differ, from 8 samples each: the trials are not independent.
+    rng = np.random.default_rng(1)
+    hits = clustered = 0
+    for _ in range(400):
+        rates = rng.binomial(8, rng.beta(0.6, 1.4, size=30)) / 8
+        low, high = rate_interval(rates, 8)[1:]
+        hits += low <= 0.3 <= high
+        _, naive_low, naive_high = proportion_interval(rates.sum() * 8, 240)
+        clustered += high - low > naive_high - naive_low
+    assert hits >= 360  # 0.95 expected
+    assert clustered == 400, "prompts that differ widen the interval"
+    assert rate_interval([0.25], 8) == proportion_interval(2, 8)
+    none = rate_interval([0.0] * 20, 8)
+    assert (none.mean, none.low) == (0, 0) and 0.015 < none.high < 0.03, "160 rejected samples leave little room"
 
 
 def test_ratio_interval() -> None:
@@ -241,8 +248,9 @@ def test_ratio_interval() -> None:
     ratio = top.sum() / bottom.sum()
     half = 1.96 * np.std(top - ratio * bottom) / bottom.mean() / math.sqrt(200)  # delta method
     assert interval == pytest.approx((ratio, ratio - half, ratio + half), abs=0.15 * half)
-    assert ratio_interval([*top, 0.0], [*bottom, 0.0]) == interval
+    assert ratio_interval([*top, 50.0], [*bottom, 0.0]).mean == pytest.approx((top.sum() + 50) / bottom.sum())
     assert ratio_interval([1.0, 2.0], [2.0, 4.0]) == (0.5, 0.5, 0.5)
+    assert interval == ratio_interval(top, bottom) != ratio_interval(top, bottom, seed=1)
 
 
 def test_paired_difference_removes_what_prompts_share() -> None:

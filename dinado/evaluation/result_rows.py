@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from dinado.evaluation.judged_samples import JudgedSamples
 from dinado.metrics.diversity import distinct_n
-from dinado.metrics.intervals import mean_interval, proportion_interval
+from dinado.metrics.intervals import mean_interval, rate_interval
 from dinado.metrics.text import text_metrics
 from dinado.oracles.lexical import LexicalOracle, has_concepts
 
@@ -19,10 +19,7 @@ def row_of(samples: JudgedSamples, *, with_text_metrics: bool) -> Row:
     rates = [_mean(group) for group in samples.per_prompt(samples.score)]
     # With one prompt, prompts cannot be resampled, and the intervals are over its samples.
     single = len(rates) == 1
-    if single:
-        success = proportion_interval(sum(samples.score), len(samples.score))
-    else:
-        success = mean_interval(rates, proportion=True)
+    success = rate_interval(rates, len(samples.score) // max(1, len(rates)))
     costs = [q - p for q, p in zip(samples.log_q, samples.log_p, strict=True)]
     kl = mean_interval(costs if single else [_mean(group) for group in samples.per_prompt(costs)])
     row: Row = {

@@ -47,7 +47,8 @@ def first_samples(samples: JudgedSamples, count: int) -> list[dict[str, object]]
 def _cell(row: Row, key: str) -> str:
     value = row.get(key, math.nan)
     if math.isnan(value):
-        return "-"
+        wanted = row.get("val/kl_rollouts_wanted", math.nan)
+        return f"needs {wanted:,.0f} rollouts" if key == "val/kl_to_optimum" and not math.isnan(wanted) else "-"
     text = f"{value:.{measure(key).digits}f}"
     low, high = row.get(f"{key}_low", math.nan), row.get(f"{key}_high", math.nan)
     return text if math.isnan(low) else f"{text} [{low:.2f}, {high:.2f}]"

@@ -10,7 +10,10 @@ from torch import Tensor
 
 
 def kl_to_optimum(log_p_K: Tensor, log_q_K: Tensor, score_K: Tensor, weight_K: Tensor) -> float | None:
-    """Estimate KL(q*||q) of one prompt; None without a positive rollout.
+    """Estimate KL(q*||q) of one prompt from many, possibly weighted rollouts; None without a positive one.
+
+    With few accepted rollouts it is too small; dinado/metrics/distance.py estimates without that bias, from exact
+    samples of the base.
 
     With q* = p C / R, KL = E_{q*}[log p - log q] - log R, which is estimated by
     sum(w C (log p - log q)) / sum(w C) - log(sum(w C) / sum(w)).

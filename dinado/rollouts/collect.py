@@ -129,7 +129,7 @@ def _sample_block(
     ids_PS, mask_PS = base.encode_prompts([spec.prompts[position] for position in spec.block(block)])
     ids_PS, mask_PS = ids_PS.to(base.device), mask_PS.to(base.device)
     stream: tuple[int | str, ...] = (spec.seed, "rollouts", spec.split, store.round, *_part(store))
-    uniform_NT = uniforms(spec.block(block), counts, spec.max_new_tokens, *stream)
+    uniform_NT = uniforms(spec.streams(block), counts, spec.max_new_tokens, *stream, first=spec.first)
     if drawn is not None:
         samples = drawn
     elif spec.beam:

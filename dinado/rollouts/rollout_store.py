@@ -117,7 +117,7 @@ class RolloutStore:
     def texts_table(self, block: int, samples: Samples, texts: Sequence[str]) -> pa.Table:
         """Return the samples for the prompts of a block as rows of ``TEXT_SCHEMA``."""
         positions = self.spec.block(block)
-        sample = [k for position in positions for k in range(self.spec.count(position))]
+        sample = [self.spec.first + k for position in positions for k in range(self.spec.count(position))]
         return pa.table(
             {
                 "prompt_id": [self.spec.prompts[positions[p]].id for p in samples.prompt_of],

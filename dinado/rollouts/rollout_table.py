@@ -47,7 +47,7 @@ class Rollouts:
         keep_truncated: keep responses that did not end within the budget.
 
     Attributes:
-        prompt_index_N, score_N, finished_N: columns of the kept rows.
+        prompt_index_N, sample_N, score_N, finished_N: columns of the kept rows.
         length_N: tokens in each response.
         log_p_N, log_s_N: log-probability of each whole response under the base and under the proposal, float64.
         truncated_share: share of rows that were truncated, whether kept or not.
@@ -62,6 +62,7 @@ class Rollouts:
         self._row_N = kept_N.nonzero()[0]
         self.finished_N = finished_N[kept_N]
         self.prompt_index_N = table["prompt_index"].to_numpy()[kept_N]
+        self.sample_N = table["sample"].to_numpy()[kept_N]
         self.score_N = table["score"].to_numpy()[kept_N]
         self._tokens = Ragged(table["tokens"])
         self._log_p = Ragged(table["log_p"])

@@ -49,7 +49,7 @@ class Samples:
 
 
 def uniforms(
-    prompts: Iterable[int], num_samples: int | Sequence[int], max_new_tokens: int, *stream: int | str
+    prompts: Iterable[int], num_samples: int | Sequence[int], max_new_tokens: int, *stream: int | str, first: int = 0
 ) -> Tensor:
     """Draw uniform numbers ``[N, max_new_tokens]`` in float64, with a stream for each response to each prompt.
 
@@ -59,10 +59,11 @@ def uniforms(
         prompts: identifiers of the prompts, for example their positions in a split, in the order of their rows.
         num_samples: number of responses to each prompt, one number for all or one each.
         stream: name of the streams (dinado/seeding.py).
+        first: number of the first response to each prompt.
     """
     prompts = list(prompts)
     counts = [num_samples] * len(prompts) if isinstance(num_samples, int) else num_samples
-    rows = [(prompt, k) for prompt, count in zip(prompts, counts, strict=True) for k in range(count)]
+    rows = [(prompt, k) for prompt, count in zip(prompts, counts, strict=True) for k in range(first, first + count)]
     return torch.from_numpy(np.stack([uniform_numbers(max_new_tokens, *stream, *row) for row in rows]))
 
 

@@ -36,6 +36,8 @@ class StoreSpec:
         counts: number of rollouts of each prompt where they differ, at least 1.
         encoded: digest of the prompts' token ids, which depend on template, date and tokenizer; empty if unknown.
         beam: search for the K likeliest responses of the base instead of sampling; they have no density.
+        first: number of rollouts of each prompt that other stores hold; the streams go on where those of them end.
+        places: numbers that name the random streams of the prompts; None takes their positions.
         engine: identity of the inference server that samples in place of the base, as JSON; None samples here.
 
     Raises:
@@ -55,6 +57,8 @@ class StoreSpec:
     beam: bool = False
     encoded: str = ""
     engine: str | None = None
+    first: int = 0
+    places: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -73,6 +77,10 @@ class StoreSpec:
         """Return the number of rollouts of the prompt at a position."""
         return self.per_prompt if self.counts is None else self.counts[position]
 
+    def streams(self, block: int) -> list[int]:
+        """Return the numbers that name the random streams of a block's prompts."""
+        return [position if self.places is None else self.places[position] for position in self.block(block)]
+
     def num_rollouts(self, blocks: Iterable[int] | None = None) -> int:
         """Return the number of rollouts of some blocks, or of all."""
         blocks = range(self.num_blocks) if blocks is None else blocks
@@ -84,6 +92,8 @@ class StoreSpec:
         later |= {} if self.counts is None else {"counts": list(self.counts)}
         later |= {"beam": True} if self.beam else {}
         later |= {} if self.engine is None else {"engine": json.loads(self.engine)}
+        later |= {"first": self.first} if self.first else {}
+        later |= {} if self.places is None else {"places": list(self.places)}
         later |= {"encoded": self.encoded} if self.encoded else {}
         return {
             "schema": SCHEMA_VERSION,

@@ -39,7 +39,13 @@ SETTINGS = (
         "network.heads=2",
         "network.layers=1",
     ),
-    *("optim.batch_size=16", "optim.steps=9", "eval.samples_per_prompt=2", "eval.rollouts_per_prompt=4"),
+    *(
+        "optim.batch_size=16",
+        "optim.steps=9",
+        "eval.samples_per_prompt=2",
+        "eval.rollouts_per_prompt=4",
+        "eval.max_rollouts=16",
+    ),
     *("eval.best_of=2", "trainer.accelerator=cpu", "trainer.progress=false", "trainer.log_every=1"),
     *("trainer.checkpoint_every=2", "trainer.val_every=4"),
 )

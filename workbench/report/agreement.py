@@ -19,6 +19,10 @@ _ADVICE = {
 }
 
 
+UNBIASED, BIASED, EXACT = "val/kl_prompts_unresolved", "val/kl_prompts_left_out", "val/kl_to_optimum_se"
+"""Numbers that tell how a run has estimated its KL to the optimum."""
+
+
 def check(runs: Sequence[Run]) -> None:
     """Refuse runs whose numbers are not comparable.
 
@@ -36,6 +40,7 @@ def check(runs: Sequence[Run]) -> None:
             f"{what} differs: {key}={first.settings[key]} in {first.path} and {other.settings[key]} in {other.path}"
             f"{also}; {_ADVICE[what]}"
         )
+    _same_estimator(runs)
     seen = [run for run in runs if run.per_prompt]
     for run in seen[1:]:
         if run.per_prompt.keys() != seen[0].per_prompt.keys():
@@ -44,6 +49,17 @@ def check(runs: Sequence[Run]) -> None:
                 f"the held-out data differs: {seen[0].path} and {run.path} were not evaluated on the same prompts, "
                 f"such as {odd[:60]!r}; {_ADVICE['the held-out data']}"
             )
+
+
+def _same_estimator(runs: Sequence[Run]) -> None:
+    """Refuse runs whose KL to the optimum was estimated in different ways: by an earlier version it was biased."""
+    now = [run for run in runs if UNBIASED in run.final]
+    before = [run for run in runs if BIASED in run.final and UNBIASED not in run.final and EXACT not in run.final]
+    if now and before:
+        raise ConfigError(
+            f"the evaluation differs: {before[0].path} was made by an earlier version, whose KL(q*||q) is biased, and "
+            f"{now[0].path} by this one; {_ADVICE['the evaluation']}"
+        )
 
 
 def differing(runs: Sequence[Run]) -> list[str]:

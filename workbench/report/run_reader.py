@@ -22,6 +22,10 @@ from workbench.settings import schema
 _TEXT = getattr(yaml, "CBaseLoader", yaml.BaseLoader)
 
 
+PARTS = ("log_ratio", "gap", "known")
+"""What ``samples/held_out.jsonl`` says of a prompt's KL(q*||q): D, G and whether an accepted rollout is known."""
+
+
 @dataclass(frozen=True)
 class Place:
     """A run folder, and whether the user named it or it was found inside a folder that the user named."""
@@ -41,6 +45,7 @@ class Run:
         status: as :func:`~workbench.run_status.status` returns it.
         code: commit of the code, with a plus if files had uncommitted changes; empty when unknown.
         samples: ``samples/after.jsonl`` and ``samples/before.jsonl``, under ``after`` and ``before``.
+        held_out: ``samples/held_out.jsonl``: parts of KL(q*||q) of each held-out prompt; empty in older runs.
     """
 
     path: Path
@@ -49,6 +54,7 @@ class Run:
     status: str = "finished"
     code: str = ""
     samples: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    held_out: list[dict[str, Any]] = field(default_factory=list)
 
     @property
     def seed(self) -> str:
@@ -126,11 +132,15 @@ def read_run(path: Path, *, live: bool = False) -> Run:
             if not isinstance(row.get("prompt"), str) or not is_number(row.get("score")):
                 raise DataError(f"{path / 'samples' / name}.jsonl: line {number} has no prompt or no score")
         samples[name] = rows
+    held_out = _lines(path / "samples" / "held_out.jsonl", live)
+    for number, row in enumerate(held_out, 1):
+        if not isinstance(row.get("prompt"), str) or not all(map(is_number, map(row.get, PARTS))):
+            raise DataError(f"{path / 'samples' / 'held_out.jsonl'}: line {number} has no prompt, {', '.join(PARTS)}")
     records = _lines(path / "metrics.jsonl", live)
     for number, record in enumerate(records, 1):
         if not is_number(record.get("step")):
             raise DataError(f"{path / 'metrics.jsonl'}: line {number} has no step")
-    return Run(path, settings, records, status(path), _code(path), samples)
+    return Run(path, settings, records, status(path), _code(path), samples, held_out)
 
 
 def is_number(value: Any) -> bool:

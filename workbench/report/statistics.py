@@ -9,7 +9,8 @@ from typing import NamedTuple
 import numpy as np
 from scipy import stats
 
-from dinado.metrics.intervals import Interval, mean_interval, paired_difference
+from dinado.metrics.distance import difference
+from dinado.metrics.intervals import Interval, mean_interval, paired_difference, unpaired_difference
 from workbench.report.run_reader import Run
 
 _RESAMPLES = 9999
@@ -72,27 +73,41 @@ def paired(a: Mapping[str, float], b: Mapping[str, float]) -> Test | None:
     return Test(paired_difference(first, second), p, 2 / 2 ** len(shared), "prompts", (len(shared), len(shared)))
 
 
+def paired_distances(a: Sequence[Run], b: Sequence[Run]) -> Test | None:
+    """Test KL(q*||q) on the held-out prompts of both groups, means over runs; None where they were drawn differently.
+
+    The success rate of the base is the same for both and cancels, and with it what is hardest to estimate.
+    """
+    runs = [*a, *b]
+    drawn = {tuple((row["prompt"], row["gap"], row["known"]) for row in run.held_out) for run in runs}
+    if len(drawn) != 1 or len(shared := drawn.pop()) < 2:
+        return None
+    first, second = (np.mean([[row["log_ratio"] for row in run.held_out] for run in group], 0) for group in (a, b))
+    gap_P, known_P = (np.array([row[index] for row in shared], dtype=float) for index in (1, 2))
+    p = _permuted(first[known_P > 0], second[known_P > 0], "samples")
+    count = int(known_P.sum())
+    return Test(difference(first, second, gap_P, known_P), p, 2 / 2**count, "prompts", (count, count))
+
+
 def unpaired(a: Sequence[float], b: Sequence[float]) -> Test | None:
     """Test on the runs of two groups; return None when a group has only one."""
     if min(len(a), len(b)) < 2:
         return None
-    mean = float(np.mean(a) - np.mean(b))
-    difference = Interval(mean, mean, mean)
-    if np.ptp(a) + np.ptp(b) > 0:
-        result = stats.bootstrap(
-            (a, b), _difference, vectorized=True, n_resamples=2000, method="percentile", rng=np.random.default_rng(0)
-        )
-        difference = Interval(mean, float(result.confidence_interval.low), float(result.confidence_interval.high))
     ways = math.comb(len(a) + len(b), len(a))
-    return Test(difference, _permuted(a, b, "independent"), min(1.0, 2 / ways), "seeds", (len(a), len(b)))
+    return Test(
+        unpaired_difference(a, b), _permuted(a, b, "independent"), min(1.0, 2 / ways), "seeds", (len(a), len(b))
+    )
 
 
 def compare_groups(a: Sequence[Run], b: Sequence[Run], key: str) -> Test | None:
-    """Test two groups on one measure: over shared prompts for success, where the samples allow it, else over seeds."""
+    """Test two groups on one measure: over shared prompts where runs have their numbers, else over seeds."""
+    found = None
     if key == "val/success":
-        found = paired(_per_prompt(a), _per_prompt(b))
-        if found is not None:
-            return found
+        found = paired(*(_shared([run.per_prompt for run in runs]) for runs in (a, b)))
+    elif key == "val/kl_to_optimum":
+        found = paired_distances(a, b)
+    if found is not None:
+        return found
     return unpaired(*([run.final[key] for run in runs if key in run.final] for runs in (a, b)))
 
 
@@ -106,9 +121,8 @@ def holm(ps: Sequence[float]) -> list[float]:
     return corrected
 
 
-def _per_prompt(runs: Sequence[Run]) -> dict[str, float]:
-    """Average each prompt's success over runs, for the prompts that all of them have."""
-    tables = [run.per_prompt for run in runs]
+def _shared(tables: Sequence[Mapping[str, float]]) -> dict[str, float]:
+    """Average each prompt's number over runs, for the prompts that all of them have."""
     shared = [prompt for prompt in tables[0] if all(prompt in table for table in tables)]
     return {prompt: sum(table[prompt] for table in tables) / len(tables) for prompt in shared}
 

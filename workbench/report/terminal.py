@@ -14,7 +14,7 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
     """Print the groups with their numbers, the tests against the best group, the verdict and the notes."""
     measures = comparison.measures
     table = Table(
-        title="mean over seeds [95 % interval, bootstrap]; * one seed: interval over prompts", title_justify="left"
+        title="mean over seeds [95 % interval, Student]; * one seed: interval over prompts", title_justify="left"
     )
     table.add_column("")
     table.add_column("seeds", justify="right")

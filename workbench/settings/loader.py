@@ -47,6 +47,7 @@ SMALL = {
     "trainer.checkpoint_every": 1,
     "eval.samples_per_prompt": 2,
     "eval.rollouts_per_prompt": 4,
+    "eval.max_rollouts": 4,
     "eval.best_of": 2,
     "eval.show": 1,
     "eval.exact_samples": 50,

@@ -58,7 +58,7 @@ class Method:
         return "oracle" in self.blocks
 
 
-VALUES = ("oracle", "consistency", "path", "lookahead")
+VALUES = ("oracle", "consistency", "path", "lookahead", "likelihood")
 
 METHODS: dict[str, Method] = {
     row.name: row

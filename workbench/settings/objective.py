@@ -169,6 +169,18 @@ class LookaheadBlock:
 
 
 @dataclass
+class LikelihoodBlock:
+    """The log-likelihood of accepted rollouts, whose only minimum is q*."""
+
+    weight: float = setting(
+        0.0,
+        """Weight of -C log q(y|c), a rollout's verdict over the mean of all: the maximum-likelihood estimate of q*, in
+        nats a text whatever the share of accepted ones.""",
+        NOT_NEGATIVE,
+    )
+
+
+@dataclass
 class ObjectiveSettings:
     """The loss over per-token statistics (docs/methods.md), a block for each of its terms."""
 
@@ -182,6 +194,7 @@ class ObjectiveSettings:
     norm: NormBlock = section(NormBlock, unread=when.no_block("norm"))
     path: PathBlock = section(PathBlock, unread=when.no_block("path"))
     lookahead: LookaheadBlock = section(LookaheadBlock, unread=when.no_block("lookahead"))
+    likelihood: LikelihoodBlock = section(LikelihoodBlock, unread=when.no_block("likelihood"))
 
     def own(self, kind: type[T]) -> T:
         """Return the block of a method's own settings by its class (``Method.settings``)."""

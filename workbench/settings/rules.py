@@ -106,7 +106,7 @@ def _objective(loaded: Loaded) -> Iterator[str]:
     method = method_of(config)
     oracle = objective.oracle
     learns = oracle.token_ce or oracle.terminal_ce or (oracle.value_ce and objective.consistency.weight)
-    if method.predicts_r and not (learns or objective.lookahead.weight):
+    if method.predicts_r and not (learns or objective.lookahead.weight or objective.likelihood.weight):
         key = said(loaded, "objective.oracle.token_ce")
         yield f"{key}: objective.oracle.terminal_ce is 0 too, so nothing is learned"
     if method.norm_head == "steps" and objective.norm.kind == "mean" and objective.norm.support:

@@ -113,6 +113,14 @@ class EvalConfig:
         role="target",
         agree=MEASURED,
     )
+    max_rollouts: int = setting(
+        256,
+        """Most held-out rollouts of a prompt: one without an accepted rollout gets more, on to the first accepted one,
+        so that KL to the optimum has no bias (docs/methods.md). At most `rollouts_per_prompt` adds none.""",
+        POSITIVE,
+        role="target",
+        agree=MEASURED,
+    )
     best_of: int = setting(8, "n of the best-of-n reference row; 0 leaves it out.", NOT_NEGATIVE)
     text_metrics: bool = setting(
         True, "BLEU-4, ROUGE-L and CIDEr where the task has references.", role="target", agree=MEASURED
