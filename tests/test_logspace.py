@@ -101,10 +101,20 @@ def test_a_positive_beyond_certainty_neither_costs_nor_pays() -> None:
 
 
 def test_certain_prefixes_are_consistent_with_certain_expectations() -> None:
-    """Above the ceiling the divergence is flat: 1 against 1 costs nothing and nothing pulls."""
-    for pair in ((0.0, 0.0), (-1e-3, 0.0), (0.0, -5e-3)):
-        assert float(bernoulli_kl(*map(torch.tensor, pair))) == pytest.approx(0.0, abs=1e-5)
-        assert gradient(bernoulli_kl, *pair) == pytest.approx([0.0, 0.0], abs=1e-5)
+    """1 against 1 costs nothing, on either side of 1; nearly certain values cost what they differ by, or nothing."""
+    for log_r in (0.0, -1e-3, 0.5):
+        assert float(bernoulli_kl(torch.tensor(log_r), torch.tensor(log_r))) == pytest.approx(0.0, abs=1e-6)
+    assert float(bernoulli_kl(torch.tensor(-1e-3), torch.tensor(0.0))) == pytest.approx(0.0, abs=1e-3)
+    assert float(bernoulli_kl(torch.tensor(0.0), torch.tensor(-5e-3))) == pytest.approx(5e-3, abs=1e-4)
+
+
+def test_a_value_near_certainty_has_a_gradient() -> None:
+    log_a, log_b = math.log(0.999), math.log(0.9)
+    exact = 0.999 * math.log(0.999 / 0.9) + 0.001 * math.log(0.001 / 0.1)
+    assert float(bernoulli_kl(torch.tensor(log_a), torch.tensor(log_b))) == pytest.approx(exact, abs=2e-3)
+    for above in (log_a, 0.0, 0.3):
+        of_a, of_b = gradient(bernoulli_kl, above, log_b)
+        assert of_a > 0.5 and of_b < -0.5, "the two are pulled together"
 
 
 PROBABILITIES = st.floats(1e-6, 0.989)

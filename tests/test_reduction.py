@@ -105,3 +105,42 @@ def test_no_tokens_at_all() -> None:
     score_0E = torch.zeros(0, E, requires_grad=True)
     found = reduce_vocabulary(score_0E, Head(draw(V, E, dtype=torch.float32)), torch.zeros(0, K).long(), "log_ratio")
     assert found.score_NK.shape == (0, K)
+
+
+@pytest.mark.parametrize("cap", [None, 1.5])
+@pytest.mark.parametrize("trained", [False, True])
+@pytest.mark.parametrize("support", [0, 3])
+@pytest.mark.parametrize("link", LINKS)
+def test_tokens_that_tie_share_the_gradient_of_the_maximum(
+    link: str, support: int, trained: bool, cap: float | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where training begins all scores tie; the published maximum spreads its gradient over them, as amax does."""
+    monkeypatch.setattr(reduction, "CHUNK_ELEMENTS", 2 * V)
+    base_ND, base_head = base()
+    base_head = base_head._replace(cap=cap)
+    score_NE, weight_VE, bias_V = draw(N, E, seed=5), draw(V, E, seed=6), torch.zeros(V, dtype=torch.float64)
+    if link == "log_ratio":  # a policy that is the base still
+        score_NE, (weight_VE, bias_V, *_) = base_ND.clone(), base_head
+        weight_VE, bias_V = weight_VE.clone(), bias_V.clone()
+    else:  # a head of zeros; in one row the scores differ
+        weight_VE = torch.zeros_like(weight_VE)
+        weight_VE[2] = draw(E, seed=8)
+        score_NE[:-1] = 0
+    inputs = [score_NE, weight_VE, bias_V]
+    for index, tensor in enumerate(inputs):
+        tensor.requires_grad_(trained or index == 0)
+    head = Head(weight_VE, bias_V, 0.7, cap)
+    found = reduce_vocabulary(score_NE, head, tokens(), link, (base_ND, base_head), maximum=True, support=support)  # type: ignore[arg-type]
+    logits_NV, p_NV = head.logits(score_NE).double(), base_head.logits(base_ND).double().log_softmax(-1)
+    score_NV = logits_NV.log_softmax(-1) - p_NV if link == "log_ratio" else reduction.link_scores(link, logits_NV)  # type: ignore[arg-type]
+    if support:
+        score_NV = score_NV.gather(1, p_NV.topk(support, 1).indices)
+    if link == "log_ratio":
+        assert found.maximum_N.tolist() == pytest.approx([0.0] * N, abs=1e-12)
+        score_NV = score_NV.round(decimals=9) + (score_NV - score_NV.detach())
+    wanted = [tensor for tensor in inputs if tensor.requires_grad]
+    weight_N = torch.arange(1.0, N + 1, dtype=torch.float64)
+    ours = torch.autograd.grad(found.maximum_N @ weight_N, wanted)
+    theirs = torch.autograd.grad(score_NV.amax(1) @ weight_N, wanted)
+    for one, other in zip(ours, theirs, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-6, atol=1e-9)

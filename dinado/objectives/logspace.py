@@ -57,9 +57,11 @@ def poisson_ce(log_r: Tensor, target: Tensor) -> Tensor:
 def bernoulli_kl(log_a: Tensor, log_b: Tensor) -> Tensor:
     """Compute f_KL(a || b) = a log(a/b) + (1 - a) log((1 - a)/(1 - b)) between Bernoulli means, in nats.
 
-    It is the regulariser of NADO (Meng et al. 2022). Gradients flow into both arguments.
+    It is the regulariser of NADO (Meng et al. 2022). Gradients flow into both arguments. Above 0.99 log(1 - a) and
+    log(1 - b) continue as in :func:`log_complement`; of an a above 1, log a counts as far as b does not reach it.
     """
-    log_a = log_a.clamp(LOG_FLOOR, LOG_CEILING)
-    log_b = log_b.clamp_min(LOG_FLOOR)
-    a = log_a.exp()
-    return a * (log_a - log_b) + (1.0 - a) * (log1mexp(log_a) - log_complement(log_b))
+    log_a, log_b = log_a.clamp_min(LOG_FLOOR), log_b.clamp_min(LOG_FLOOR)
+    inside_a, inside_b = log_a.clamp_max(0.0), log_b.clamp_max(0.0)
+    a = inside_a.exp()
+    value = a * (inside_a - inside_b) + (1.0 - a) * (log_complement(inside_a) - log_complement(log_b))
+    return value + (log_a.clamp_min(0.0) - log_b.clamp_min(0.0)).clamp_min(0.0)

@@ -103,9 +103,11 @@ class _Chunk(NamedTuple):
 
     Attributes:
         log_p_nK, score_nK, log_mean_n, maximum_n: see :class:`Reduced`.
-        place_n: the token of the maximum.
+        place_n: the token of the maximum, the first of several.
         cap_nJ: derivative of the requested tokens' and the maximum's logits by uncapped ones; 1 without a cap.
         dense_nV: q ds/du; for a policy the derivative is that of log q. With a cap it is by uncapped logits.
+        share_nV: derivative of the maximum by the scores (with a cap by uncapped logits): equal shares for tokens that
+            tie, as all do where training begins. None where none tie.
     """
 
     log_p_nK: Tensor
@@ -115,6 +117,7 @@ class _Chunk(NamedTuple):
     place_n: Tensor
     cap_nJ: Tensor
     dense_nV: Tensor
+    share_nV: Tensor | None = None
 
 
 class _Reduce(torch.autograd.Function):
@@ -127,18 +130,23 @@ class _Reduce(torch.autograd.Function):
         keeps_mean = ctx.needs_input_grad[0] and not ctx.head_is_trained
         parts: list[tuple[Tensor, ...]] = []
         mean_NE = torch.empty_like(score_NE) if keeps_mean else None
+        peak_NE: Tensor | None = None
         for rows in _chunks(len(score_NE), len(weight_VE)):
-            *reduced, dense_nV = _over_vocabulary(score_NE, head, plan, rows)
+            *reduced, dense_nV, share_nV = _over_vocabulary(score_NE, head, plan, rows)
             parts.append(tuple(reduced))
-            if mean_NE is not None:
-                mean_NE[rows] = dense_nV.to(weight_VE.dtype) @ weight_VE
+            if mean_NE is None:
+                continue
+            mean_NE[rows] = dense_nV.to(weight_VE.dtype) @ weight_VE
+            if share_nV is not None:
+                peak_NE = torch.zeros_like(score_NE) if peak_NE is None else peak_NE
+                peak_NE[rows] = share_nV.to(weight_VE.dtype) @ weight_VE
         columns = (torch.cat(column) for column in zip(*parts, strict=True))
         log_p_NK, score_NK, log_mean_N, maximum_N, place_N, cap_NJ = columns
         ctx.mark_non_differentiable(log_p_NK, *([log_mean_N] if plan.link == "log_ratio" else []))
         if any(ctx.needs_input_grad[:3]):
             ctx.plan = plan
             ctx.autocast = _same_autocast(score_NE.device.type)
-            kept = (score_NE, weight_VE, bias_V) if ctx.head_is_trained else (mean_NE, weight_VE, None)
+            kept = (score_NE, weight_VE, bias_V) if ctx.head_is_trained else (mean_NE, weight_VE, peak_NE)
             ctx.save_for_backward(*kept, score_NK, maximum_N, place_N, cap_NJ)
         return log_p_NK, score_NK, log_mean_N, maximum_N
 
@@ -148,41 +156,51 @@ class _Reduce(torch.autograd.Function):
         ctx: Any, _: Tensor, grad_score_NK: Tensor, grad_mean_N: Tensor, grad_maximum_N: Tensor
     ) -> tuple[Tensor | None, Tensor | None, Tensor | None, None]:
         plan: _Plan = ctx.plan
-        kept_NE, weight_VE, bias_V, score_NK, maximum_N, place_N, cap_NJ = ctx.saved_tensors
-        # The sparse entries are those of the requested tokens and of the token of the maximum.
-        index_NJ, grad_NJ, score_NJ = plan.tokens_NK, grad_score_NK, score_NK
-        if plan.maximum:
-            index_NJ = torch.cat([index_NJ, place_N[:, None]], 1)
-            grad_NJ = torch.cat([grad_NJ, grad_maximum_N[:, None]], 1)
-            score_NJ = torch.cat([score_NJ, maximum_N[:, None]], 1)
+        kept_NE, weight_VE, bias_or_peak, score_NK, maximum_N, place_N, cap_NJ = ctx.saved_tensors
+        grad_peak_N = grad_maximum_N if plan.maximum else torch.zeros_like(maximum_N)
         # The dense row comes from the normaliser: with a minus sign in a policy's log q, else in log_mean.
-        dense_N = -grad_NJ.sum(1) if plan.link == "log_ratio" else grad_mean_N
-        sparse_NJ = grad_NJ * _slope(score_NJ, plan.link) * plan.scale
+        dense_N = -(grad_score_NK.sum(1) + grad_peak_N) if plan.link == "log_ratio" else grad_mean_N
+        sparse_NK = grad_score_NK * _slope(score_NK, plan.link) * plan.scale
+        grad_peak_N = grad_peak_N * _slope(maximum_N, plan.link) * plan.scale
         if plan.cap is not None:
-            sparse_NJ = sparse_NJ * cap_NJ[:, : sparse_NJ.shape[1]]
+            sparse_NK = sparse_NK * cap_NJ[:, :-1]
         dense_N = dense_N * plan.scale
         if not ctx.head_is_trained:
+            at_place_N1 = (grad_peak_N if plan.cap is None else grad_peak_N * cap_NJ[:, -1])[:, None]
+            if (peak_NE := bias_or_peak) is not None:
+                tied_N1 = (peak_NE != 0).any(1, keepdim=True)
+                at_place_N1 = at_place_N1.masked_fill(tied_N1, 0.0)
             sparse_NE = F.embedding_bag(
-                index_NJ, weight_VE, per_sample_weights=sparse_NJ.to(weight_VE.dtype), mode="sum"
+                torch.cat([plan.tokens_NK, place_N[:, None]], 1),
+                weight_VE,
+                per_sample_weights=torch.cat([sparse_NK, at_place_N1], 1).to(weight_VE.dtype),
+                mode="sum",
             )
             grad_NE = sparse_NE.to(dense_N.dtype) + dense_N[:, None] * kept_NE.to(dense_N.dtype)
+            if peak_NE is not None:
+                grad_NE = grad_NE + (grad_peak_N[:, None] * peak_NE.to(dense_N.dtype)).masked_fill(~tied_N1, 0.0)
             return grad_NE.to(kept_NE.dtype), None, None, None
         with ctx.autocast():
-            head = Head(weight_VE, bias_V, plan.scale, plan.cap)
-            grads = _through_head(kept_NE, head, plan, index_NJ, sparse_NJ, dense_N)
+            head = Head(weight_VE, bias_or_peak, plan.scale, plan.cap)
+            grads = _through_head(kept_NE, head, plan, sparse_NK, dense_N, grad_peak_N)
         return *grads, None
 
 
 def _through_head(
-    score_NE: Tensor, head: Head, plan: _Plan, index_NJ: Tensor, sparse_NJ: Tensor, dense_N: Tensor
+    score_NE: Tensor, head: Head, plan: _Plan, sparse_NK: Tensor, dense_N: Tensor, peak_N: Tensor
 ) -> tuple[Tensor, Tensor, Tensor | None]:
     """Compute the gradients by states, weight and bias from recomputed logits."""
     grad_NE = torch.empty_like(score_NE)
     grad_VE = torch.zeros_like(head.weight_VD)
     grad_V = None if head.bias_V is None else torch.zeros_like(head.bias_V)
     for rows in _chunks(len(score_NE), len(head.weight_VD)):
-        grad_nV = _over_vocabulary(score_NE, head, plan, rows).dense_nV.mul_(dense_N[rows][:, None])
-        grad_nV = grad_nV.scatter_add_(1, index_NJ[rows], sparse_NJ[rows]).to(head.weight_VD.dtype)
+        chunk = _over_vocabulary(score_NE, head, plan, rows)
+        grad_nV = chunk.dense_nV.mul_(dense_N[rows][:, None]).scatter_add_(1, plan.tokens_NK[rows], sparse_NK[rows])
+        if chunk.share_nV is not None:
+            grad_nV.addcmul_(chunk.share_nV, peak_N[rows][:, None])
+        else:
+            grad_nV.scatter_add_(1, chunk.place_n[:, None], (peak_N[rows] * chunk.cap_nJ[:, -1])[:, None])
+        grad_nV = grad_nV.to(head.weight_VD.dtype)
         grad_NE[rows] = (grad_nV @ head.weight_VD).to(score_NE.dtype)
         grad_VE += grad_nV.T @ score_NE[rows].to(grad_nV.dtype)
         if grad_V is not None:
@@ -198,7 +216,10 @@ def _over_vocabulary(score_NE: Tensor, head: Head, plan: _Plan, rows: slice) -> 
     if slope_nV is None:
         return chunk
     index_nJ = torch.cat([plan.tokens_NK[rows], chunk.place_n[:, None]], 1)
-    return chunk._replace(cap_nJ=slope_nV.gather(1, index_nJ), dense_nV=chunk.dense_nV.mul_(slope_nV))
+    share_nV = None if chunk.share_nV is None else chunk.share_nV.mul_(slope_nV)
+    return chunk._replace(
+        cap_nJ=slope_nV.gather(1, index_nJ), dense_nV=chunk.dense_nV.mul_(slope_nV), share_nV=share_nV
+    )
 
 
 def _reduce_logits(u_nV: Tensor, plan: _Plan, rows: slice) -> _Chunk:
@@ -219,19 +240,21 @@ def _reduce_logits(u_nV: Tensor, plan: _Plan, rows: slice) -> _Chunk:
     if plan.link == "log_ratio":
         log_norm_n1 = u_nV.logsumexp(1, keepdim=True)
         score_nK = u_nV.gather(1, tokens_nK) - log_norm_n1 - log_p_nK
-        maximum_n, place_n = _maximum(z_nV.neg_().add_(u_nV), likely_nk, plan.maximum)
+        maximum_n, place_n, share_nV = _maximum(z_nV.neg_().add_(u_nV), likely_nk, plan.maximum)
         maximum_n = maximum_n + (log_z_n1 - log_norm_n1)[:, 0] if plan.maximum else maximum_n
         # A policy is normalised already; forming the sum would only add rounding.
         log_mean_n = torch.zeros_like(maximum_n)
-        return _Chunk(log_p_nK, score_nK, log_mean_n, maximum_n, place_n, cap_nJ, u_nV.sub_(log_norm_n1).exp_())
+        dense_nV = u_nV.sub_(log_norm_n1).exp_()
+        return _Chunk(log_p_nK, score_nK, log_mean_n, maximum_n, place_n, cap_nJ, dense_nV, share_nV)
     score_nV = link_scores(plan.link, u_nV)
     score_nK = score_nV.gather(1, tokens_nK)
-    maximum_n, place_n = _maximum(score_nV, likely_nk, plan.maximum)
+    maximum_n, place_n, share_nV = _maximum(score_nV, likely_nk, plan.maximum)
     log_norm_n1 = z_nV.add_(score_nV).logsumexp(1, keepdim=True)
     dense_nV = z_nV.sub_(log_norm_n1).exp_()
     if plan.link == "logsigmoid":
         dense_nV.addcmul_(dense_nV, score_nV.exp_(), value=-1)
-    return _Chunk(log_p_nK, score_nK, (log_norm_n1 - log_z_n1)[:, 0], maximum_n, place_n, cap_nJ, dense_nV)
+    log_mean_n = (log_norm_n1 - log_z_n1)[:, 0]
+    return _Chunk(log_p_nK, score_nK, log_mean_n, maximum_n, place_n, cap_nJ, dense_nV, share_nV)
 
 
 def link_scores(link: Link, logits_NV: Tensor) -> Tensor:
@@ -244,16 +267,20 @@ def _slope(score: Tensor, link: Link) -> Tensor:
     return -torch.expm1(score) if link == "logsigmoid" else torch.ones_like(score)
 
 
-def _maximum(score_nV: Tensor, likely_nk: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor]:
-    """Return the largest score and its token, among the likely tokens if they are given."""
+def _maximum(score_nV: Tensor, likely_nk: Tensor | None, wanted: bool) -> tuple[Tensor, Tensor, Tensor | None]:
+    """Return the largest score, its token and the shares of tokens that tie, among the likely tokens if given."""
     if not wanted:
         nothing_n = torch.zeros_like(score_nV[:, 0])
-        return nothing_n, nothing_n.long()
-    if likely_nk is None:
-        largest = score_nV.max(1)
-        return largest.values, largest.indices
-    largest = score_nV.gather(1, likely_nk).max(1)
-    return largest.values, likely_nk.gather(1, largest.indices[:, None])[:, 0]
+        return nothing_n, nothing_n.long(), None
+    asked_nk = score_nV if likely_nk is None else score_nV.gather(1, likely_nk)
+    largest_n, place_n = asked_nk.max(1)
+    tied_nk = asked_nk == largest_n[:, None]
+    count_n1 = tied_nk.sum(1, keepdim=True)
+    share_nV = tied_nk.to(score_nV.dtype) / count_n1 if (count_n1 > 1).any() else None
+    if likely_nk is not None:
+        place_n = likely_nk.gather(1, place_n[:, None])[:, 0]
+        share_nV = None if share_nV is None else torch.zeros_like(score_nV).scatter_(1, likely_nk, share_nV)
+    return largest_n, place_n, share_nV
 
 
 def _same_autocast(device_type: str) -> Any:
