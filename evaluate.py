@@ -3,6 +3,7 @@
 python evaluate.py runs/quickstart/<id>
 python evaluate.py base quickstart            the base of an experiment, before any training
 python evaluate.py runs/... eval.samples_per_prompt=32 alpha=1.5
+python evaluate.py runs/... --where           which tokens the distance to q* comes from
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from workbench.launching import check_alone
 from workbench.run_folder import find_run
 from workbench.settings import loader
 
-OPTIONS = [cli.JSON]
+WHERE = cli.Option("where", "Show which kinds of tokens and positions the distances come from.")
+OPTIONS = [WHERE, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -26,6 +28,8 @@ def main(arguments: cli.Arguments) -> int:
     quiet = arguments.flag(cli.JSON)
     if arguments.positional[0] == "base":
         cli.only(arguments, 2)
+        if arguments.flag(WHERE):
+            raise ConfigError("--where explains a trained run; a base has no distance of its own to explain")
         if len(arguments.positional) < 2:
             raise ConfigError("`base` needs an experiment after it, such as: python evaluate.py base quickstart")
         loaded = loader.load(arguments.positional[1], arguments.overrides)
@@ -38,7 +42,8 @@ def main(arguments: cli.Arguments) -> int:
         loaded = loader.from_run_folder(folder.path, arguments.overrides)
         from engine.evaluate_alone import evaluate_run
 
-        numbers = evaluate_run(loaded.config, folder, quiet=quiet) | {"run_dir": str(folder.path)}
+        numbers = evaluate_run(loaded.config, folder, quiet=quiet, explain=arguments.flag(WHERE))
+        numbers |= {"run_dir": str(folder.path)}
     if quiet:
         cli.print_json(numbers)
     return 0

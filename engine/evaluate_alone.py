@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from datamodules.fill_stores import StoreFiller
 from datamodules.held_out import HeldOut
 from datamodules.rollout_datamodule import RolloutDataModule
@@ -18,14 +20,21 @@ from engine.devices import device_of
 from engine.evaluation import base_rows, evaluate_method
 from engine.restoring import build_base, build_world, check_and_load
 from engine.results import show_results
+from engine.where import check_where, show_where, where
 from lightning_modules.build_method import build_method
 from workbench.run_folder import RunFolder
 from workbench.settings.config import Config
 
 
-def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
-    """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit."""
+def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool, explain: bool = False) -> dict[str, Any]:
+    """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit.
+
+    Args:
+        explain: show which tokens the distances come from, and return that as ``where``.
+    """
     console = run_console(quiet)
+    if explain:
+        check_where(config)
     folder.make_importable()
     task, base = build_task(config), build_base(config, folder.started())
     check_held_out(config, base, task)
@@ -41,7 +50,11 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool) -> Row:
         report = evaluate_method(method, data, task, world)
     assert report is not None, "one process evaluates a finished run"
     show_results(console, config, report, task.name)
-    return report.rows[config.method]
+    numbers: dict[str, Any] = dict(report.rows[config.method])
+    if explain:
+        numbers["where"] = where(method, data, task, report.after)
+        show_where(console, numbers["where"])
+    return numbers
 
 
 def evaluate_base(config: Config, *, quiet: bool) -> Row:

@@ -16,7 +16,7 @@ from dinado.batch import RolloutBatch
 from dinado.control.controlled_lm import ControlledLM
 from dinado.evaluation.exact_rows import exact_base_row, exact_row
 from dinado.evaluation.judged_samples import JudgedSamples, pieces, sample_and_judge
-from dinado.evaluation.result_rows import Row, best_of, row_of, without_kl
+from dinado.evaluation.result_rows import Row, best_of, row_of, texts_per_exact_text, without_kl
 from dinado.exact import ExactWorld
 from dinado.metrics.distance import distance
 from dinado.objectives.weights import smoothed_root
@@ -100,6 +100,8 @@ def _report(
     if world is not None:
         row |= exact_row(world, model, config.eval.exact_samples, config.seed)
         rows["base"] |= exact_base_row(world)
+    for one in (row, rows["base"]):
+        one |= texts_per_exact_text(one)
     rows[config.method] = row
     for samples in (before, after):
         trace_r(method, samples, before, config.eval.show)

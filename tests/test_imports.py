@@ -36,7 +36,7 @@ MAY_IMPORT = {
     "workbench.settings": ("dinado.errors", "workbench.settings"),
     "workbench": (
         *TORCH_FREE_LEAVES,
-        *("dinado.metrics.intervals", "dinado.metrics.distance"),
+        *("dinado.metrics.intervals", "dinado.metrics.distance", "dinado.evaluation.best_of_n"),
         "dinado.evaluation.measures",
         "workbench",
     ),

@@ -46,6 +46,7 @@ MEASURES = (
     _result("val/coverage", "coverage", 1, unit="share of words"),
     _result("val/kl_to_optimum", "KL(q*||q)", -1, unit="nats per response", curve="KL to the optimum, KL(q*||q)"),
     _result("val/gap_closed", "gap closed", 1, unit="share"),
+    _result("val/texts_per_exact_text", "texts per exact text", -1, 1, unit="texts"),
     _result("val/kl_from_base", "KL(q||p)", -1, unit="nats per response"),
     _result("val/r_calibration_error", "R error", -1, unit="probability", curve="calibration error of R"),
     _result("val/r_auc_within_prompt", "R AUC", 1),

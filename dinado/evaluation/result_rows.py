@@ -58,6 +58,19 @@ def best_of(samples: JudgedSamples, n: int) -> JudgedSamples:
     return chosen
 
 
+def texts_per_exact_text(row: Row) -> Row:
+    """Return how many texts of a model it takes to get one text of q* by rejection or resampling, exp KL(q*||q).
+
+    It is the geometric mean over prompts; for the base it is 1 / R(c).
+    """
+    ends = ("", "_low", "_high")
+    return {
+        f"val/texts_per_exact_text{end}": math.exp(row[f"val/kl_to_optimum{end}"])
+        for end in ends
+        if row.get(f"val/kl_to_optimum{end}", math.inf) < 700
+    }
+
+
 def without_kl(row: Row) -> Row:
     """Return the row with its KL entries set to NaN."""
     return {key: math.nan if "/kl_" in key else value for key, value in row.items()}

@@ -153,28 +153,29 @@ def _filled(log_ratio_P: np.ndarray, gap_P: np.ndarray, known_P: np.ndarray) -> 
     return np.where(known_P > 0, log_ratio_P, mean_d + slope * (gap_P - mean_g))
 
 
-def _unresolved_gap(prompts: Sequence[PromptDraws]) -> float:
-    """Estimate E[-log R | no draw accepted], with R ~ Beta(a, b) fitted to the draws of all prompts.
+def fitted_beta(accepted_P: np.ndarray, drawn_P: np.ndarray) -> tuple[float, float]:
+    """Fit the beta distribution of success rates over prompts to accepted and drawn rollouts of each; return a and b.
 
-    The prior on a and b, log-normal about 1 with two e-folds of spread, matters for few prompts alone.
+    The prior on both, log-normal about 1 with two e-folds of spread, matters for few prompts alone.
     """
-    accepted_P = np.array([0 if prompt.first else len(prompt.log_ratios) for prompt in prompts], dtype=float)
-    drawn_P = np.array(
-        [
-            prompt.drawn if n else prompt.first or max(prompt.drawn, prompt.most)
-            for prompt, n in zip(prompts, accepted_P, strict=True)
-        ],
-        dtype=float,
-    )
-    accepted_P += [prompt.first is not None for prompt in prompts]
 
     def loss(logs: np.ndarray) -> float:
         a, b = np.exp(logs)
         fit = special.betaln(a + accepted_P, b + drawn_P - accepted_P) - special.betaln(a, b)
         return float(-fit.sum() + (logs**2).sum() / 8)
 
-    found = optimize.minimize(loss, np.array([0.0, 1.0]), method="Nelder-Mead")
-    a, b = np.exp(found.x)
+    a, b = np.exp(optimize.minimize(loss, np.array([0.0, 1.0]), method="Nelder-Mead").x)
+    return float(a), float(b)
+
+
+def _unresolved_gap(prompts: Sequence[PromptDraws]) -> float:
+    """Estimate E[-log R | no draw accepted], with the success rates of prompts beta-distributed."""
+    accepted, drawn = [], []
+    for prompt in prompts:
+        accepted.append(len(prompt.log_ratios))
+        known = prompt.first or (prompt.drawn if len(prompt.log_ratios) else max(prompt.drawn, prompt.most))
+        drawn.append(known)
+    a, b = fitted_beta(np.array(accepted, dtype=float), np.array(drawn, dtype=float))
     most = max(max(prompt.drawn, prompt.most) for prompt in prompts)
     return float(special.digamma(a + b + most) - special.digamma(a))
 

@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 
 from dinado.errors import CheckpointError, ConfigError
+from dinado.evaluation.best_of_n import Point, frontier
 from dinado.evaluation.measures import MEASURES, Measure, measure
 from workbench.report import agreement
 from workbench.report.groups import Group, group
@@ -44,6 +46,12 @@ class Comparison:
         """The first group of the ranking, None when nothing is ranked."""
         measured = self.ranked_by and self.groups[0].label in self.summaries
         return self.groups[0] if measured and self.ranked_by.key in self.summaries[self.groups[0].label] else None  # type: ignore[union-attr]
+
+    @cached_property
+    def best_of_n(self) -> list[Point]:
+        """Best-of-n of the base, from the held-out rollouts that all runs of a comparison share; empty without them."""
+        counts = next((run.base_counts for run in self.runs if run.base_counts), [])
+        return frontier(counts) if counts else []
 
     @property
     def verdict(self) -> str:

@@ -86,6 +86,10 @@ def _frontier(comparison: Comparison, labels: Sequence[str], key: str, folder: P
         axes.errorbar(
             [x.mean], [y.mean], xerr=bars[0], yerr=bars[1], color=style.colour, marker=marker, linestyle="", label=label
         )
+    if key == "val/kl_from_base" and (points := comparison.best_of_n):
+        curve = [[point.kl_from_base for point in points], [point.success for point in points]]
+        axes.plot(*curve, color="0.4", linestyle="--", linewidth=1.2, zorder=0)
+        axes.annotate(f"best of n, to {points[-1].n}", (curve[0][-1], curve[1][-1]), fontsize=8, color="0.4")
     axes.set(xlabel=f"{cost.label}{f', {cost.unit}' if cost.unit else ''}", ylabel=success.unit, ylim=(0, 1.03))
     axes.set_title(f"{success.label} against {cost.label}")
     return _save(figure, axes, labels, folder, f"success_against_{key.partition('/')[2]}")

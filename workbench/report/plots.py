@@ -107,6 +107,11 @@ def _landmarks(plot: Any, comparison: Comparison, against: Measure) -> None:
         plot.text(
             [place], [final["base/success"]], ["base"], x_offset=9, y_offset=5, text_color=_INK, text_font_size="12px"
         )
+    if against.key == "val/kl_from_base" and comparison.best_of_n:
+        points = comparison.best_of_n
+        x, y = [point.kl_from_base for point in points], [point.success for point in points]
+        plot.line(x, y, line_color=_INK, line_dash="dashed", line_width=1.5)
+        plot.text(x[-1:], y[-1:], [f"best of {points[-1].n}"], y_offset=-4, text_color=_INK, text_font_size="12px")
     optimum = final.get("base/kl_to_optimum")
     if against.key == "val/kl_from_base" and optimum is not None:
         plot.add_layout(Span(location=optimum, dimension="height", line_color=_INK, line_dash="dotted"))

@@ -76,6 +76,14 @@ class Run:
         return found
 
     @cached_property
+    def base_counts(self) -> list[tuple[int, int]]:
+        """Accepted and all held-out rollouts of the base, for each prompt."""
+        scores: dict[str, list[float]] = {}
+        for record in self.samples.get("before", ()):
+            scores.setdefault(record["prompt"], []).append(float(record["score"]))
+        return [(round(sum(values)), len(values)) for values in scores.values()]
+
+    @cached_property
     def per_prompt(self) -> dict[str, float]:
         """Mean score of the controlled samples of each held-out prompt."""
         scores: dict[str, list[float]] = {}

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from dinado.evaluation.best_of_n import kl_at
 from dinado.evaluation.measures import measure
 from workbench.report.comparison import Comparison, ends
 
@@ -37,8 +40,28 @@ def print_comparison(console: Console, comparison: Comparison) -> None:
         if tests:
             console.print(_tests(comparison, key))
     console.print(Text(comparison.verdict, style="bold"), soft_wrap=True)
+    for line in against_best_of_n(comparison):
+        console.print(Text(line), soft_wrap=True)
     for note in comparison.notes:
         console.print(Text(f"note: {note}"), soft_wrap=True)
+
+
+def against_best_of_n(comparison: Comparison) -> list[str]:
+    """Describe what each group pays for its success beside best-of-n of the base, which needs no training."""
+    lines = []
+    for group in comparison.groups:
+        row = comparison.summaries[group.label]
+        success, cost = row.get("val/success"), row.get("val/kl_from_base")
+        if success is None or cost is None:
+            continue
+        least = kl_at(comparison.best_of_n, success.mean)
+        if not math.isnan(least):
+            times = f", {cost.mean / least:.1f} times as much" if least > 0 else ""
+            lines.append(
+                f"{group.label}: KL(q||p) {cost.mean:.2f} for success {success.mean:.2f}; best-of-n has it at "
+                f"{least:.2f} or less{times}"
+            )
+    return lines
 
 
 def _tests(comparison: Comparison, key: str) -> Table:
