@@ -18,9 +18,9 @@ from engine.checkpoints import read_checkpoint
 from engine.console import run_console
 from engine.devices import device_of
 from engine.evaluation import base_rows, evaluate_method
+from engine.explained_distance import check_where, show_where, where
 from engine.restoring import build_base, build_world, check_and_load
 from engine.results import show_results
-from engine.where import check_where, show_where, where
 from lightning_modules.build_method import build_method
 from workbench.run_folder import RunFolder
 from workbench.settings.config import Config

@@ -196,7 +196,7 @@ def test_empty_files_and_sections_set_nothing(write):
         ("logging.wandb=off", "off"),
         ("optim.norm_lr=None", None),
         ("optim.norm_lr=0.1", 0.1),
-        ("optim.micro_batch=16", 16),
+        ("optim.micro_batch=8", 8),
         ("optim.betas=[0.8, 0.9]", (0.8, 0.9)),
         ("lora.targets=q_proj", "q_proj"),
         ("lora.targets=[q_proj, v_proj]", ["q_proj", "v_proj"]),

@@ -14,7 +14,7 @@ from datamodules.tasks import Task
 from dinado.batch import RolloutBatch
 from dinado.errors import ConfigError
 from dinado.evaluation.judged_samples import JudgedSamples
-from dinado.evaluation.where import Decomposition, rows
+from dinado.evaluation.nats_by_token import Decomposition, rows
 from lightning_modules.rollout_method import RolloutMethod
 from workbench.settings.config import Config
 

@@ -14,7 +14,7 @@ from scipy import stats
 import evaluate
 import train
 from dinado.evaluation.best_of_n import frontier, kl_at
-from dinado.evaluation.where import END, OTHER, PROGRESS, Decomposition, position, rows
+from dinado.evaluation.nats_by_token import END, OTHER, PROGRESS, Decomposition, position, rows
 from dinado.oracles import LexicalOracle
 from dinado.prompt import Prompt
 
