@@ -15,6 +15,7 @@ from dinado.batch import RolloutBatch
 from dinado.errors import OracleError, StoreError
 from dinado.prompt import Prompt
 from dinado.rollouts.collect import collect
+from dinado.rollouts.continuations import likeliest
 from dinado.rollouts.rollout_store import RolloutStore
 
 K = 3
@@ -121,3 +122,64 @@ def test_a_failing_oracle_loses_nothing(cache: Path, base: BaseLM) -> None:
         collect(base, Fails(), store)
     assert [store.has_scores(block) for block in range(4)] == [True, True, True, False]
     assert [store.has_lookahead(block) for block in range(4)] == [True, True, False, False]
+
+
+def never(*_: object) -> None:
+    raise AssertionError("the base read its own texts a second time")
+
+
+@pytest.mark.parametrize("temperature", [1.0, 0.7])
+@pytest.mark.parametrize("truncated", ["fail", "score", "drop"])
+def test_sampling_remembers_the_likely_tokens(
+    cache: Path, base: BaseLM, temperature: float, truncated: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    base.temperature = temperature
+    store = store_of(cache, base, truncated=truncated)
+    with monkeypatch.context() as patch:
+        patch.setattr("dinado.rollouts.collect.likeliest", never)
+        collect(base, HowOften(), store)
+    for block in range(store.spec.num_blocks):
+        remembered = store.likeliest(block)
+        assert remembered is not None
+        for seen, read in zip(remembered, likeliest(base, store.text_batch(base, block), K), strict=True):
+            assert np.array_equal(seen.candidate_TK, read.candidate_TK)
+            np.testing.assert_allclose(seen.log_p_TK, read.log_p_TK, rtol=0, atol=1e-5)
+
+
+def test_another_oracle_needs_no_base(cache: Path, base: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
+    collect(base, HowOften(), store_of(cache, base))
+    monkeypatch.setattr("dinado.rollouts.collect.likeliest", never)
+    monkeypatch.setattr("dinado.rollouts.collect.sample", never)
+    store = RolloutStore(cache, make_spec(base), "another", candidates=K)
+    collect(base, HowOften(), store)
+    assert store.is_complete()
+
+
+def test_a_run_killed_before_the_texts_makes_the_same_again(
+    cache: Path, tmp_path: Path, base: BaseLM, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = store_of(tmp_path / "whole", base)
+    collect(base, HowOften(), whole)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    store = store_of(cache, base)
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(RolloutStore, "write_texts", killed)
+        collect(base, HowOften(), store)
+    assert list(store.folder.rglob("likeliest-*/*.arrow")) and store.likeliest(0) is None
+    collect(base, HowOften(), store)
+    for path in sorted(whole.folder.rglob("*.arrow")):
+        assert (store.folder / path.relative_to(whole.folder)).read_bytes() == path.read_bytes()
+
+
+def test_damaged_likely_tokens_are_found_by_the_base(cache: Path, base: BaseLM) -> None:
+    store = store_of(cache, base)
+    collect(base, HowOften(), store)
+    (shard,) = store.folder.rglob("likeliest-*/block-00001.arrow")
+    shard.write_bytes(shard.read_bytes()[:-40])
+    for path in store.folder.rglob("lookahead-*/block-00001.arrow"):
+        path.unlink()
+    collect(base, HowOften(), store)
+    assert store.is_complete() and store.likeliest(1) is None

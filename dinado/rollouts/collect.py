@@ -136,7 +136,9 @@ def _sample_block(
         samples = beam_search(base, ids_PS, mask_PS, spec.per_prompt, spec.max_new_tokens)
     elif controlled is None:
         decoder = Decoder(base.model, base.temperature, () if states is None else states.depths)
-        samples = sample(decoder, ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
+        samples = sample(
+            decoder, ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts, candidates=store.candidates
+        )
     else:
         with base.adapters(on=True):
             samples = sample(Decoder(controlled), ids_PS, mask_PS, base.eos_ids, uniform_NT, spec.proposal, counts)
@@ -144,9 +146,11 @@ def _sample_block(
         log_p = base.log_probs(batch).tolist()
         samples.log_p = [row[: len(tokens)] for row, tokens in zip(log_p, samples.tokens, strict=True)]
     table = store.texts_table(block, samples, [base.decode(tokens) for tokens in samples.tokens])
+    # What belongs to the texts is written before them: a run killed in between makes all again, identical to the bit.
     if states is not None and samples.states is not None:
-        # States are written before the texts: a run killed in between makes both again, identical to the bit.
         states.write(block, samples.states, shard_digest(table))
+    if samples.likeliest is not None:
+        store.write_likeliest(block, samples.likeliest, shard_digest(table))
     store.write_texts(block, table)
     return sum(map(len, samples.tokens))
 
@@ -175,8 +179,9 @@ def _score_block(oracle: Oracle, store: RolloutStore, block: int) -> None:
 
 
 def _look_ahead(base: BaseLM, oracle: Oracle, store: RolloutStore, block: int) -> None:
-    """Run the base once over the stored texts of a block, and judge the likely next tokens at every position."""
-    spec, table, batch = store.spec, store.read_texts(block), store.text_batch(base, block)
+    """Judge the likely next tokens at every position of a block's texts; the base reads texts sampled without them."""
+    spec, table = store.spec, store.read_texts(block)
+    found = store.likeliest(block) or likeliest(base, store.text_batch(base, block), store.candidates)
     rows = [
         look_ahead(
             oracle,
@@ -191,7 +196,7 @@ def _look_ahead(base: BaseLM, oracle: Oracle, store: RolloutStore, block: int) -
         for position, response, candidates in zip(
             table["prompt_index"].to_pylist(),
             table["tokens"].to_pylist(),
-            likeliest(base, batch, store.candidates),
+            found,
             strict=True,
         )
     ]

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from dinado.batch import RolloutBatch
 from dinado.oracles import Oracle
@@ -19,6 +20,18 @@ if TYPE_CHECKING:
     from dinado.bases.causal import BaseLM
 
 Decode = Callable[[Sequence[int]], str]
+
+
+class Likeliest(NamedTuple):
+    """The base's likeliest next tokens at each position of a response, likeliest first.
+
+    Attributes:
+        candidate_TK: the tokens.
+        log_p_TK: their log-probabilities.
+    """
+
+    candidate_TK: np.ndarray
+    log_p_TK: np.ndarray
 
 
 class Lookahead(NamedTuple):
@@ -38,15 +51,48 @@ class Lookahead(NamedTuple):
 
 
 @torch.no_grad()
-def likeliest(base: BaseLM, batch: RolloutBatch, num_candidates: int) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Return the base's likeliest tokens at each position of each row and their log-probabilities, ``[T, K]`` each."""
+def likeliest(base: BaseLM, batch: RolloutBatch, num_candidates: int) -> list[Likeliest]:
+    """Return the base's K likeliest tokens at each position of each row, by one pass over the texts."""
     hidden_BTD = base.states(batch).hidden_BTD
     found = []
     for hidden_TD, mask_T in zip(hidden_BTD, batch.response_mask_BT, strict=True):
-        log_p_TV = base.head.logits(hidden_TD[mask_T.bool()]).log_softmax(-1)
-        log_p_TK, token_TK = log_p_TV.topk(min(num_candidates, log_p_TV.shape[1]), -1)
-        found.append((token_TK.cpu().numpy().astype(np.int32), log_p_TK.cpu().numpy()))
+        log_p_TK, token_TK = largest(base.head.logits(hidden_TD[mask_T.bool()]).log_softmax(-1), num_candidates)
+        found.append(Likeliest(token_TK.cpu().numpy().astype(np.int32), log_p_TK.cpu().numpy()))
     return found
+
+
+def largest(log_p_NV: Tensor, num_candidates: int) -> tuple[Tensor, Tensor]:
+    """Return the K largest log-probabilities of each row and their tokens; K is at most the vocabulary."""
+    log_p_NK, token_NK = log_p_NV.topk(min(num_candidates, log_p_NV.shape[1]), -1)
+    return log_p_NK, token_NK
+
+
+class LikeliestSeen:
+    """A collector of the likeliest tokens of a sampling loop, so that the texts need not be read a second time.
+
+    Args:
+        num_candidates: number of tokens K to keep at each position.
+    """
+
+    def __init__(self, num_candidates: int) -> None:
+        self._num_candidates = num_candidates
+        self._rows: list[Tensor] = []
+        self._tokens: list[Tensor] = []
+        self._log_p: list[Tensor] = []
+
+    def add(self, log_p_NV: Tensor, rows_N: Tensor) -> None:
+        """Append the next position of some rows; ``rows_N`` are their numbers."""
+        log_p_NK, token_NK = largest(log_p_NV, self._num_candidates)
+        self._rows.append(rows_N)
+        self._tokens.append(token_NK.int())
+        self._log_p.append(log_p_NK)
+
+    def result(self, num_rows: int) -> list[Likeliest]:
+        """Return what was seen, row by row."""
+        rows_M = torch.cat(self._rows)
+        order_M, counts = rows_M.argsort(stable=True), torch.bincount(rows_M, minlength=num_rows).tolist()
+        tokens, log_p = (torch.cat(seen)[order_M].cpu().split(counts) for seen in (self._tokens, self._log_p))
+        return [Likeliest(token.numpy(), values.numpy()) for token, values in zip(tokens, log_p, strict=True)]
 
 
 def look_ahead(

@@ -5,6 +5,7 @@
                                    round-000/scores-<fingerprint>/block-00000.arrow an oracle's scores of the texts
                                    round-000/lookahead-<fingerprint>/...            and of their prefixes
                                    round-000/density-<source>/...                   densities under other sources
+                                   round-000/likeliest-<K>/...                      the base's K likeliest next tokens
 
 Sampling is by far the most expensive part, so the texts do not depend on the oracle: another one scores the same texts.
 """
@@ -22,8 +23,9 @@ import pyarrow as pa
 
 from dinado.batch import RolloutBatch
 from dinado.errors import StoreError
-from dinado.rollouts.continuations import Lookahead
-from dinado.rollouts.rollout_table import LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
+from dinado.rollouts.continuations import Likeliest, Lookahead
+from dinado.rollouts.ragged import Ragged
+from dinado.rollouts.rollout_table import LIKELIEST_SCHEMA, LOOKAHEAD_SCHEMA, SCORE_SCHEMA, TEXT_SCHEMA, Rollouts
 from dinado.rollouts.sampler import Samples
 from dinado.rollouts.shard import intact_digest, open_shard, write_shard, write_whole
 from dinado.rollouts.store_spec import StoreSpec, Truncated, digest, source_name
@@ -166,6 +168,26 @@ class RolloutStore:
         columns = {name: [np.ravel(getattr(row, name)) for row in rows] for name in Lookahead._fields}
         self._write_about_texts(self._lookahead_path(block), block, pa.table(columns, schema=LOOKAHEAD_SCHEMA))
 
+    def write_likeliest(self, block: int, rows: Sequence[Likeliest], texts_digest: str) -> None:
+        """Store the base's likeliest tokens along the rows of a block.
+
+        Args:
+            texts_digest: SHA-256 of the shard of texts that they belong to, which may still have to be written.
+        """
+        columns = {name: [np.ravel(getattr(row, name)) for row in rows] for name in Likeliest._fields}
+        table = pa.table(columns, schema=LIKELIEST_SCHEMA.with_metadata({_TEXTS_KEY: texts_digest}))
+        write_shard(self._likeliest_path(block), table)
+
+    def likeliest(self, block: int) -> list[Likeliest] | None:
+        """Return what :meth:`write_likeliest` stored about these texts, None if that is missing or damaged."""
+        if not self._is_about_texts(self._likeliest_path(block), block):
+            return None
+        table, lengths = open_shard(self._likeliest_path(block)), Ragged(self.read_texts(block)["tokens"]).length_N
+        columns = [Ragged(table[name]) for name in Likeliest._fields]
+        return [
+            Likeliest(*(column[row].reshape(length, -1) for column in columns)) for row, length in enumerate(lengths)
+        ]
+
     def has_density(self, source: str, block: int) -> bool:
         """Tell whether the log-probabilities of a block's texts under another source are stored."""
         return self._is_about_texts(self._density_path(source, block), block)
@@ -224,6 +246,9 @@ class RolloutStore:
 
     def _lookahead_path(self, block: int) -> Path:
         return self._lookahead / f"block-{block:05d}.arrow"
+
+    def _likeliest_path(self, block: int) -> Path:
+        return self.texts_folder / f"likeliest-{self.candidates}" / f"block-{block:05d}.arrow"
 
     def _density_path(self, source: str, block: int) -> Path:
         return self.texts_folder / f"density-{source}" / f"block-{block:05d}.arrow"

@@ -28,6 +28,7 @@ TEXT_SCHEMA = pa.schema(
     ]
 )
 SCORE_SCHEMA = pa.schema([("prompt_id", pa.string()), ("sample", pa.int32()), ("score", pa.float32())])
+LIKELIEST_SCHEMA = pa.schema([("candidate_TK", pa.list_(pa.int32())), ("log_p_TK", pa.list_(pa.float32()))])
 LOOKAHEAD_SCHEMA = pa.schema(
     [
         ("progress_T", pa.list_(pa.float32())),

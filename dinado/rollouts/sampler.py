@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from dinado.bases.decoder import Decoder
+from dinado.rollouts.continuations import Likeliest, LikeliestSeen
 from dinado.rollouts.proposal import Proposal
 from dinado.rollouts.trace import Trace, TracedStates
 from dinado.seeding import uniform_numbers
@@ -36,6 +37,7 @@ class Samples:
         finished: whether the response ended within the budget.
         prompt_of: index of the prompt.
         states: hidden states along the responses, if the decoder has layers to return.
+        likeliest: the sampled model's likeliest tokens at each position, if candidates were asked for.
         drawn_by: what to record with the texts about a server that drew them.
     """
 
@@ -45,6 +47,7 @@ class Samples:
     finished: list[bool] = field(default_factory=list)
     prompt_of: list[int] = field(default_factory=list)
     states: TracedStates | None = None
+    likeliest: list[Likeliest] | None = None
     drawn_by: dict[str, str] = field(default_factory=dict)
 
 
@@ -76,6 +79,7 @@ def sample(
     uniform_NT: Tensor,
     proposal: Proposal | None = None,
     counts: Sequence[int] | None = None,
+    candidates: int = 0,
 ) -> Samples:
     """Draw responses of at most T tokens to each prompt.
 
@@ -88,6 +92,7 @@ def sample(
         eos_ids: tokens that end a response; a response without one after T tokens is not finished.
         uniform_NT: uniform numbers in float64, one per token, rows grouped by prompt (:func:`uniforms`).
         counts: number of rows of each prompt; None divides the rows evenly.
+        candidates: number of likeliest tokens to return for each position; 0 for none.
 
     Raises:
         ValueError: the number of rows is not the sum of the counts, or cannot be divided evenly.
@@ -111,6 +116,7 @@ def sample(
     alive_N = torch.arange(num_rows, device=device)
     open_N = torch.ones(num_rows, dtype=torch.bool, device=device)
     trace = Trace() if decoder.layers else None
+    likely = LikeliestSeen(candidates) if candidates else None
     log_p_NV = decoder.start(ids_PS, mask_PS, torch.tensor(counts, device=device), max_new_tokens)
     if trace is not None:
         trace.begin(decoder.states_NLJD, mask_PS)
@@ -118,6 +124,8 @@ def sample(
         log_s_NV = proposal.log_probs(log_p_NV)
         token_N = inverse_cdf(log_s_NV, uniform_NT[alive_N, step])
         _record(samples, alive_N, open_N, token_N, log_p_NV, log_s_NV)
+        if likely is not None:
+            likely.add(log_p_NV[open_N], alive_N[open_N])
         ended_N = torch.isin(token_N, eos)
         for row in alive_N[open_N & ended_N].tolist():
             samples.finished[row] = True
@@ -133,6 +141,8 @@ def sample(
             trace.add(decoder.states_NLJD[open_N, 0], alive_N[open_N])
     if trace is not None:
         samples.states = trace.result(num_rows)
+    if likely is not None:
+        samples.likeliest = likely.result(num_rows)
     return samples
 
 
