@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from dinado.objectives.logspace import at_least_float
 from dinado.objectives.losses import against_oracle, forward_consistency, loss_masks, telescoped, value_ce
 from dinado.objectives.values import TokenValues
 from workbench.settings.objective import ObjectiveSettings
@@ -45,6 +46,8 @@ def value_loss(
     telescopes: bool = False,
     lookahead_B: Tensor | None = None,
     likelihood_B: Tensor | None = None,
+    log_prompt_B: Tensor | None = None,
+    misplaced: bool = True,
 ) -> ValueLoss:
     """Compute the loss of every rollout.
 
@@ -56,6 +59,8 @@ def value_loss(
         telescopes: whether the values are telescoped already (Hard), and so not bounded by 1.
         lookahead_B: the lookahead term, which needs more than values; None where it is not trained.
         likelihood_B: the negative log-likelihood of accepted rollouts; None where it is not trained.
+        log_prompt_B: log of the value after the prompt's last token, where the first V is tied to it.
+        misplaced: whether the method's published code misplaces its masks, so that ``official`` is not ``correct``.
     """
     oracle, consistency, path, lookahead = (
         objective.oracle,
@@ -63,8 +68,8 @@ def value_loss(
         objective.path,
         objective.lookahead,
     )
-    rows_BT, links_BT = loss_masks(mask_BT, finished_B, objective.masks)
-    values = TokenValues(values.log_r_BT.float(), values.log_v_BT.float())
+    rows_BT, links_BT = loss_masks(mask_BT, finished_B, objective.masks if misplaced else "correct")
+    values = TokenValues(at_least_float(values.log_r_BT), at_least_float(values.log_v_BT))
     weights = (oracle.token_ce, oracle.terminal_ce, oracle.overflow)
     score_B1 = score_B[:, None].to(values.log_r_BT.dtype)
     direct = against_oracle(values.log_r_BT, score_B1, rows_BT, path.loss if telescopes else "bernoulli")
@@ -78,6 +83,7 @@ def value_loss(
         direction=consistency.direction,
         detach=consistency.detach,
         divergence=consistency.divergence,
+        log_prompt_B=log_prompt_B,
     )
     total_B = direct.weighted(*weights) + path.weight * path_B + consistency.weight * linked.trained_B
     if oracle.value_ce:

@@ -6,7 +6,7 @@ Axes: B rollouts, T response tokens.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,7 +35,13 @@ class Details(NamedTuple):
 
 
 class ValueMethod(RolloutMethod):
-    """Base class of NADO, DiNADO-Soft, -Merge and -Hard, each of which defines log R in :meth:`values`."""
+    """Base class of NADO, DiNADO-Soft, -Merge and -Hard, each of which defines log R in :meth:`values`.
+
+    Attributes:
+        misplaced: whether the published code misplaces the rows of its loss, as ``objective.masks=official`` repeats.
+    """
+
+    misplaced: ClassVar[bool] = True
 
     def __init__(self, config: Config, base: BaseLM) -> None:
         super().__init__(config, base)
@@ -86,6 +92,8 @@ class ValueMethod(RolloutMethod):
             self.telescopes,
             lookahead(scored, batch),
             likelihood(scored.statistics, batch) if self.config.objective.likelihood.weight else None,
+            scored.prompt_score_B,
+            self.misplaced,
         )
         statistics = scored.statistics
         held_out = HeldOut(statistics.log_p, statistics.log_q, values.log_r_BT, loss.consistency_B, loss.num_links_B)

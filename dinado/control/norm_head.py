@@ -10,6 +10,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from dinado.objectives.logspace import at_least_float
+
 
 class NormHead(nn.Module):
     """An MLP (Linear, ReLU, Linear without bias) that predicts the logit of the step-wise norm; 0 when training starts.
@@ -32,5 +34,5 @@ class NormHead(nn.Module):
 
     def forward(self, states: Sequence[Tensor]) -> Tensor:
         """Return logits ``[B, T]`` for ``num_taps`` states ``[B, T, D]``."""
-        normed = [read(state.float()) for read, state in zip(self.read, states, strict=True)]
+        normed = [read(at_least_float(state)) for read, state in zip(self.read, states, strict=True)]
         return self.out(self.hidden(torch.cat(normed, -1)))[..., 0]

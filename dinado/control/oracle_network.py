@@ -7,7 +7,7 @@ Axes: N rows, L positions, D base width, E network width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -18,6 +18,7 @@ from dinado.bases.causal import LMStates
 from dinado.bases.shared_prefix import align, run_shared
 from dinado.batch import RolloutBatch
 from dinado.control.pointer import Pointer
+from dinado.objectives.logspace import at_least_float
 from dinado.objectives.reduction import Head
 
 
@@ -31,6 +32,38 @@ class NetworkStates(NamedTuple):
 
     state_NLE: Tensor
     pointed_NLD: Tensor | None
+
+
+class NetworkRun(NamedTuple):
+    """Outputs of the network's transformer on the prompts and responses of a batch.
+
+    Attributes:
+        at_prompt, at_response: states ``[P, S, ...]`` and ``[B, R, ...]``, then a pointer's additions if there is one.
+        prompt_ids_PS, prompt_mask_PS: the tokens at the positions of ``at_prompt``, and where they are real.
+    """
+
+    at_prompt: tuple[Tensor, ...]
+    at_response: tuple[Tensor, ...]
+    prompt_ids_PS: Tensor
+    prompt_mask_PS: Tensor
+
+    def along_responses(self, batch: RolloutBatch) -> NetworkStates:
+        """Return the states before each response token, ``[B, T, ...]``."""
+        pairs = zip(self.at_prompt, self.at_response, strict=True)
+        return _states(align(*both, batch.prompt_of_row_B) for both in pairs)
+
+    def before_last(self) -> NetworkStates:
+        """Return the states before each prompt's last token, ``[P, 1, ...]``; undefined for a prompt of one token."""
+        # Padding may lie between a common prefix of all prompts and a prompt's own tokens.
+        place_PS = self.prompt_mask_PS.cumsum(1) * self.prompt_mask_PS
+        place_P = (place_PS == self.prompt_mask_PS.sum(1, keepdim=True) - 1).int().argmax(1)
+        rows_P = torch.arange(len(place_P), device=place_P.device)
+        return _states(out[rows_P, place_P][:, None] for out in self.at_prompt)
+
+
+def _states(outputs: Iterable[Tensor]) -> NetworkStates:
+    state_NLE, *pointed = outputs
+    return NetworkStates(state_NLE, pointed[0] if pointed else None)
 
 
 class OracleNetwork(nn.Module):
@@ -115,8 +148,8 @@ class OracleNetwork(nn.Module):
         hidden_NLD = self.out(states.state_NLE)
         return hidden_NLD if states.pointed_NLD is None else hidden_NLD + states.pointed_NLD / self.tied_scale
 
-    def forward_batch(self, states: LMStates, batch: RolloutBatch, base_head: Head) -> NetworkStates:
-        """Return states ``[B, T, ...]`` aligned with response tokens."""
+    def run_batch(self, states: LMStates, batch: RolloutBatch, base_head: Head) -> NetworkRun:
+        """Run the transformer on a batch, every prompt once for all its responses."""
         # In the states, padding may follow a common prefix of all prompts; the token ids are moved accordingly.
         prompt_ids_PS = torch.zeros_like(batch.prompt_ids_PS)
         prompt_ids_PS[states.prompt_mask_PS.bool()] = batch.prompt_ids_PS[batch.prompt_mask_PS.bool()]
@@ -124,12 +157,11 @@ class OracleNetwork(nn.Module):
         response = self.features(states.response_taps, batch.response_BT[:, :-1], base_head)
         prompt_of_row_B, mask_BR = batch.prompt_of_row_B, batch.response_mask_BT[:, :-1]
         ran = run_shared(self.run, prompt, states.prompt_mask_PS, prompt_of_row_B, response, mask_BR)
-        aligned = (align(*both, prompt_of_row_B) for both in zip(ran.at_prompt, ran.at_response, strict=True))
-        return NetworkStates(*aligned) if self.pointer is not None else NetworkStates(next(aligned), None)
+        return NetworkRun(ran.at_prompt, ran.at_response, prompt_ids_PS, ran.prompt_mask_PS)
 
     def features(self, taps: Sequence[Tensor], tokens_NL: Tensor, base_head: Head) -> Tensor:
         """Return the input of :meth:`run`: the projected depths' sum, ``[N, L, E]``, then the pointer's targets."""
-        summed = torch.stack([read(tap.float()) for read, tap in zip(self.read, taps, strict=True)]).sum(0)
+        summed = torch.stack([read(at_least_float(tap)) for read, tap in zip(self.read, taps, strict=True)]).sum(0)
         if self.pointer is None:
             return summed
         return torch.cat([summed, self.pointer.targets(base_head.weight_VD, tokens_NL).to(summed.dtype)], -1)

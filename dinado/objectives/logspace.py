@@ -17,6 +17,11 @@ LOG_FLOOR = -70.0
 """Smallest log R; lower values are clamped."""
 
 
+def at_least_float(values: Tensor) -> Tensor:
+    """Return values of a shorter type in float32, others as they are."""
+    return values if values.dtype == torch.float64 else values.float()
+
+
 def log1mexp(log_a: Tensor) -> Tensor:
     """Compute log(1 - exp(log_a)) for log_a <= 0, accurate at both ends (Maechler 2012); -inf at 0."""
     near_zero = log_a > -math.log(2.0)

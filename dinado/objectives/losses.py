@@ -8,7 +8,8 @@ With R_i = R(c, y_<=i+1) after the token of row i and V_i = E_{p_i} R_i(v) befor
 * overflow  relu(log R)^2, for parameterisations that do not bound R by 1
 * path  the same of the telescoped value R(c) prod_{j<=i} q_j / p_j. A step-wise norm can explain the oracle alone; here
   the ratios, which are what decodes, have to (our addition, docs/methods.md).
-* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1}), or the generalised KL divergence of Poisson means
+* forward consistency  sum_{i>=1} f_KL(V_i, R_{i-1}), or the generalised KL divergence of Poisson means; published NADO
+  also ties V_0 to R_{-1}, the value after the prompt's last token
 
 The lookahead term is in dinado/objectives/lookahead.py. All are sums over a rollout, in nats.
 Axes: B rollouts, T response tokens.
@@ -118,6 +119,7 @@ def forward_consistency(
     direction: Literal["expected_first", "predicted_first"] = "expected_first",
     detach: Literal["none", "expected", "predicted", "values"] = "none",
     divergence: Divergence = "bernoulli",
+    log_prompt_B: Tensor | None = None,
 ) -> Consistency:
     """Compare the value before each token with the value after the token before it.
 
@@ -126,20 +128,32 @@ def forward_consistency(
         direction: which of the two is the first argument of the divergence.
         detach: one side, or ``values``, which leaves the gradient to the log-ratio of the sampled token alone.
         divergence: of Bernoulli means, or the generalised KL divergence of Poisson means.
+        log_prompt_B: log of the value after the prompt's last token, to be tied to the first V; -inf for none.
     """
-    first_BT, second_BT = _sides(*values, direction, detach)
-    published_B = trained_B = (bernoulli_kl(first_BT, second_BT) * links_BT[:, 1:]).sum(1)
+    links_BL = links_BT[:, 1:]
+    if log_prompt_B is not None:
+        there_B1 = log_prompt_B.isfinite()[:, None].to(links_BT.dtype)
+        links_BL = torch.cat([there_B1, links_BL], 1)
+        # A value that is not there is replaced before its gradient, multiplied by 0, could become NaN.
+        log_prompt_B = log_prompt_B.masked_fill(there_B1[:, 0] == 0, 0.0)
+    first_BL, second_BL = _sides(*values, log_prompt_B, direction, detach)
+    published_B = trained_B = (bernoulli_kl(first_BL, second_BL) * links_BL).sum(1)
     if divergence == "poisson":
-        trained_B = (poisson_ce(second_BT, first_BT.exp()) * links_BT[:, 1:]).sum(1)
-    return Consistency(trained_B, published_B, links_BT[:, 1:].sum(1))
+        trained_B = (poisson_ce(second_BL, first_BL.exp()) * links_BL).sum(1)
+    return Consistency(trained_B, published_B, links_BL.sum(1))
 
 
-def _sides(log_r_BT: Tensor, log_v_BT: Tensor, direction: str, detach: str) -> tuple[Tensor, Tensor]:
-    """Return the arguments of the divergence in order, ``[B, T - 1]`` each."""
+def _sides(
+    log_r_BT: Tensor, log_v_BT: Tensor, log_prompt_B: Tensor | None, direction: str, detach: str
+) -> tuple[Tensor, Tensor]:
+    """Return the arguments of the divergence in order, ``[B, L]``; L is T with a prompt's value, T - 1 without."""
     if detach == "values":
         # log R - log V is the log-ratio of the sampled token, whatever the parameterisation.
         log_r_BT = log_v_BT.detach() + (log_r_BT - log_v_BT)
     expected, predicted = log_v_BT[:, 1:], log_r_BT[:, :-1]
+    if log_prompt_B is not None:
+        before_B1 = (log_prompt_B.detach() if detach == "values" else log_prompt_B)[:, None]
+        expected, predicted = log_v_BT, torch.cat([before_B1, predicted], 1)
     if detach in ("expected", "values"):
         expected = expected.detach()
     elif detach == "predicted":

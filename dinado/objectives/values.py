@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from dinado.objectives.logspace import at_least_float
 from dinado.objectives.vocabulary import VocabularyStatistics
 
 Norm = Literal["linf", "mean"]
@@ -43,7 +44,7 @@ def log_beta(norm_logit_BT: Tensor, root_B: Tensor | None) -> Tensor:
         root_B: a known success rate R(c) for each row. The head then predicts log-odds relative to it, so that it
             need not learn the differences between prompts, only those within a prompt.
     """
-    logit_BT = norm_logit_BT.float()
+    logit_BT = at_least_float(norm_logit_BT)
     return F.logsigmoid(logit_BT if root_B is None else logit_BT + torch.logit(root_B.float())[:, None])
 
 

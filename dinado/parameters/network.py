@@ -17,7 +17,7 @@ from dinado.bases.causal import BaseLM, LMStates
 from dinado.bases.frozen_states import frozen_states, split_taps
 from dinado.bases.joint_cache import layers_of
 from dinado.batch import RolloutBatch
-from dinado.control.oracle_network import NetworkStates, OracleNetwork
+from dinado.control.oracle_network import NetworkRun, NetworkStates, OracleNetwork
 from dinado.objectives.reduction import Link, link_scores
 from dinado.objectives.vocabulary import vocabulary_statistics
 from dinado.parameters.parameterisation import NOTHING_MORE, CannotFold, Needs, Parameterisation, Scored
@@ -80,7 +80,8 @@ class Network(Parameterisation):
         """Score a batch; gradients reach the network only."""
         states = frozen_states(self.base, batch, [*needs.taps, *self.taps])
         taps, states = split_taps(states, len(needs.taps), batch.prompt_of_row_B)
-        own = self.own_states(batch, states)
+        ran = self.network.run_batch(states, batch, self.base.head)
+        own = ran.along_responses(batch)
         statistics = vocabulary_statistics(
             states.hidden_BTD,
             self.base.head,
@@ -93,7 +94,14 @@ class Network(Parameterisation):
             support=needs.support,
             candidate_BTK=batch.candidate_BTK,
         )
-        return Scored(statistics, taps, own.state_NLE)
+        prompt_score_B = self._prompt_scores(ran)[batch.prompt_of_row_B] if needs.prompt_score else None
+        return Scored(statistics, taps, own.state_NLE, prompt_score_B)
+
+    def _prompt_scores(self, ran: NetworkRun) -> Tensor:
+        """Compute the score of each prompt's last token after all tokens before it, ``[P]`` float32."""
+        u_PV = self.network.head(self.base.head).logits(self.network.score_hidden(ran.before_last())[:, 0])
+        score_P = link_scores(self.link, u_PV).gather(1, ran.prompt_ids_PS[:, -1:])[:, 0]
+        return score_P.masked_fill(ran.prompt_mask_PS.sum(1) < 2, -torch.inf)
 
     def log_q(self, batch: RolloutBatch) -> Tensor:
         """Compute the log-probability of each response token under p * R."""
@@ -102,7 +110,7 @@ class Network(Parameterisation):
     def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> NetworkStates:
         """Compute the network's states ``[B, T, ...]``, without a pass over the vocabulary."""
         states = frozen_states(self.base, batch, self.taps) if states is None else states
-        return self.network.forward_batch(states, batch, self.base.head)
+        return self.network.run_batch(states, batch, self.base.head).along_responses(batch)
 
     def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
         """Return the network's own states."""

@@ -30,12 +30,14 @@ class Needs(NamedTuple):
         support: take it over this many likeliest tokens; 0 takes the whole vocabulary.
         taps: depths that a norm head reads, as fractions of the layers; empty for none.
         of_policy: read them from the policy as it stands, detached, which saves a pass of the base.
+        prompt_score: the score of each prompt's last token, which only an oracle network can give.
     """
 
     maximum: bool = False
     support: int = 0
     taps: tuple[float, ...] = ()
     of_policy: bool = False
+    prompt_score: bool = False
 
 
 NOTHING_MORE = Needs()
@@ -48,11 +50,14 @@ class Scored(NamedTuple):
         statistics: the reductions over the vocabulary that losses need.
         taps: states ``[B, T, D]`` at the depths that were needed.
         own_state_BTE: the trained states.
+        prompt_score_B: the score of the last token of each rollout's prompt, if it was needed; -inf for a prompt of one
+            token, which nothing precedes.
     """
 
     statistics: VocabularyStatistics
     taps: tuple[Tensor, ...]
     own_state_BTE: Tensor
+    prompt_score_B: Tensor | None = None
 
 
 class MatrixPair(NamedTuple):

@@ -91,6 +91,13 @@ def no_consistency(config: Any) -> str | None:
     return "objective.consistency.weight is 0" if config.objective.consistency.weight == 0 else None
 
 
+def no_prompt_value(config: Any) -> str | None:
+    """Tell why tying V_0 to the prompt's last token has no effect: only a whole R has a value there."""
+    if (reason := no_consistency(config)) is not None:
+        return reason
+    return None if method_of(config).scores_prompt else "only NADO's network gives a value to a token of the prompt"
+
+
 def telescopes(config: Any) -> str | None:
     """Tell why a separate term on the telescoped value has no effect."""
     return "its values are the telescoped ones already" if method_of(config).telescopes else None

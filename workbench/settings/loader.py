@@ -2,8 +2,9 @@
 
 Layers, each over the one before: defaults of the schema, the files that ``extends`` names (left to right, each once),
 the experiment's own file, the command line. Settings under ``methods: <method>:`` in a file follow its other settings
-when that method is trained. Scalars are read as text and converted by the type of their field, so ``off`` is a word
-where the field is one, ``007`` stays a name and ``1e3`` is a whole number.
+when that method is trained. A layer may bring a preset along (presets.py). Scalars are read as text and converted by
+the type of their field, so ``off`` is a word where the field is one, ``007`` stays a name and ``1e3`` is a whole
+number.
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ from workbench.settings.experiment_files import (
 )
 from workbench.settings.loaded import Loaded
 from workbench.settings.places import resolve_places
+from workbench.settings.presets import Layer, with_presets
 
 DEFAULT, COMMAND_LINE, FAST_DEV_RUN = "default", "command line", "--fast-dev-run"
 
@@ -131,7 +133,8 @@ def _assemble(files: list[tuple[str, dict[str, Any]]], overrides: Sequence[str],
     tree = OmegaConf.structured(Config)
     provenance = dict.fromkeys(schema.leaves(), DEFAULT)
     typed = _parse_overrides(overrides)
-    layers = [*_by_method(files, typed), (COMMAND_LINE, typed)]
+    method, by_method = _by_method(files, typed)
+    layers = with_presets([*by_method, (COMMAND_LINE, typed)], method)
     for label, values in layers:
         for key, value in values:
             _assign(tree, key, value, label)
@@ -156,14 +159,14 @@ def _with_new_names(body: dict[str, Any]) -> dict[str, Any]:
     return named
 
 
-def _by_method(files: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, Any]]) -> list[tuple[str, list[Any]]]:
-    """Return one layer for the plain settings of each file, and one for those of the trained method in it."""
+def _by_method(files: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, Any]]) -> tuple[str, list[Layer]]:
+    """Return the method, and a layer for the plain settings of each file and one for those of that method in it."""
     blocks = [(label, body.pop("methods", None) or {}) for label, body in files]
     plain = [(label, flatten(body)) for label, body in files]
     method = dict(
         [("method", schema.leaves()["method"].default), *(pair for _, values in plain for pair in values), *typed]
     )["method"]
-    layers: list[tuple[str, list[Any]]] = []
+    layers: list[Layer] = []
     known = schema.leaves()["method"].choices
     for (label, values), (_, block) in zip(plain, blocks, strict=True):
         layers.append((label, values))
@@ -183,7 +186,7 @@ def _by_method(files: list[tuple[str, dict[str, Any]]], typed: list[tuple[str, A
                     raise ConfigError(f"{where}: {key}: no such key here{schema.nearest(key)}")
             if name == method:
                 layers.append((where, found))
-    return layers
+    return method, layers
 
 
 def _assign(tree: Any, key: str, value: Any, where: str) -> None:

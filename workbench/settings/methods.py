@@ -33,6 +33,7 @@ class Method:
         norm_head: where a separate head predicts the norm: at every step, at the root alone, or nowhere.
         norm_reads: whose hidden states that head reads with a policy: those of the frozen base, or the trained ones.
         telescopes: whether log R is a sum of log q / p from the root on, so forward consistency holds exactly.
+        scores_prompt: whether R after the prompt's last token can be read from its scores.
         settings: a dataclass of settings that belong to this method alone, as section ``objective.<name>``.
     """
 
@@ -50,6 +51,7 @@ class Method:
     norm_head: Literal["steps", "root"] | None = None
     norm_reads: Literal["base", "own"] = "own"
     telescopes: bool = False
+    scores_prompt: bool = False
     settings: type | None = None
 
     @property
@@ -72,6 +74,7 @@ METHODS: dict[str, Method] = {
             source="Meng et al., NeurIPS 2022",
             network=True,
             blocks=VALUES,
+            scores_prompt=True,
         ),
         Method(
             name="dinado_soft",

@@ -74,6 +74,12 @@ class ConsistencyBlock:
         unread=when.no_consistency,
         was="objective.consistency",
     )
+    prompt: bool = setting(
+        False,
+        """Also tie the value before the first token to R after the prompt's last token, as published NADO does (nado);
+        the value decides nothing that is decoded.""",
+        unread=when.no_prompt_value,
+    )
 
 
 @dataclass
@@ -186,7 +192,9 @@ class ObjectiveSettings:
 
     masks: Literal["correct", "official"] = setting(
         "correct",
-        "`official` repeats the index arithmetic of the published code: no first token, no end-of-sequence.",
+        """`official` is the published objective: the index arithmetic of its code (dinado_*: no first token, no
+        end-of-sequence; nado: correct, with consistency.prompt), its weights, a learned root, no other terms, nothing
+        rebalanced (docs/methods.md). What the same file or command line sets beside it counts.""",
         unread=when.no_block("oracle"),
     )
     oracle: OracleBlock = section(OracleBlock, unread=when.no_block("oracle"))
