@@ -48,6 +48,7 @@ def value_loss(
     likelihood_B: Tensor | None = None,
     log_prompt_B: Tensor | None = None,
     misplaced: bool = True,
+    lookahead_share: float = 1.0,
 ) -> ValueLoss:
     """Compute the loss of every rollout.
 
@@ -61,6 +62,7 @@ def value_loss(
         likelihood_B: the negative log-likelihood of accepted rollouts; None where it is not trained.
         log_prompt_B: log of the value after the prompt's last token, where the first V is tied to it.
         misplaced: whether the method's published code misplaces its masks, so that ``official`` is not ``correct``.
+        lookahead_share: what is left of the weight of the lookahead term.
     """
     oracle, consistency, path, lookahead = (
         objective.oracle,
@@ -91,7 +93,7 @@ def value_loss(
     lookahead_B = torch.zeros_like(path_B) if lookahead_B is None else lookahead_B
     likelihood_B = torch.zeros_like(path_B) if likelihood_B is None else likelihood_B
     return ValueLoss(
-        total_B=total_B + lookahead.weight * lookahead_B + objective.likelihood.weight * likelihood_B,
+        total_B=total_B + lookahead.weight * lookahead_share * lookahead_B + objective.likelihood.weight * likelihood_B,
         token_ce_B=direct.token_ce_B,
         terminal_ce_B=direct.terminal_ce_B,
         path_B=path_B,

@@ -94,6 +94,7 @@ class ValueMethod(RolloutMethod):
             likelihood(scored.statistics, batch) if self.config.objective.likelihood.weight else None,
             scored.prompt_score_B,
             self.misplaced,
+            1 - self.config.objective.lookahead.fade * self.global_step / max(self.config.optim.steps - 1, 1),
         )
         statistics = scored.statistics
         held_out = HeldOut(statistics.log_p, statistics.log_q, values.log_r_BT, loss.consistency_B, loss.num_links_B)

@@ -172,6 +172,13 @@ class LookaheadBlock:
         unread=when.no_lookahead,
         was="objective.floor",
     )
+    fade: float = setting(
+        0.0,
+        """Share of the weight that is lost, evenly, from the first optimiser step to the last: the target is a quick
+        start whose values see only part of what decides; with 1 the other terms have the last word.""",
+        FRACTION,
+        unread=when.no_lookahead,
+    )
 
 
 @dataclass
