@@ -19,6 +19,7 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import torch
 from lightning.fabric.plugins.io import TorchCheckpointIO
 
@@ -87,6 +88,20 @@ def write_checkpoint(file: Path, content: memoryview) -> None:
         _keep(file, before)
     write_atomic(file, content, _refused)
     _write_sums(file.parent, [(digest, file.name), (last or kept, PREVIOUS)])
+
+
+def write_best(file: Path, method: L.LightningModule, step: int) -> None:
+    """Write the trained weights alone, in the form that a checkpoint of training has them.
+
+    Raises:
+        CheckpointError: the disk refuses the write.
+    """
+    checkpoint: dict[str, Any] = {"state_dict": method.state_dict(), "global_step": step}
+    method.on_save_checkpoint(checkpoint)
+    content = io.BytesIO()
+    torch.save(checkpoint, content)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_checkpoint(file, content.getbuffer())
 
 
 def _keep(file: Path, before: Path) -> None:

@@ -43,7 +43,7 @@ def evaluate_run(config: Config, folder: RunFolder, *, quiet: bool, explain: boo
     base.model.to(device_of(config.trainer))
     _fill_held_out(config, base, task)
     method = build_method(config, base).to(device_of(config.trainer))
-    check_and_load(method, read_checkpoint(folder.checkpoint))
+    check_and_load(method, read_checkpoint(folder.trained))
     data = RolloutDataModule(config, base, task)
     data.setup("validate")
     with console.status("evaluating"):

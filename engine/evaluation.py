@@ -18,10 +18,11 @@ from dinado.evaluation.exact_rows import exact_base_row, exact_row
 from dinado.evaluation.judged_samples import JudgedSamples, pieces, sample_and_judge
 from dinado.evaluation.result_rows import Row, best_of, row_of, texts_per_exact_text, without_kl
 from dinado.exact import ExactWorld
-from dinado.metrics.distance import distance
+from dinado.metrics.distance import Distance, distance
 from dinado.objectives.weights import smoothed_root
 from dinado.ranks import is_writer
 from dinado.rollouts.rollout_table import Rollouts
+from lightning_modules.callbacks.keep_best import DISTANCE
 from lightning_modules.rollout_method import RolloutMethod
 from workbench.settings.config import Config
 
@@ -60,14 +61,8 @@ def evaluate_method(
     """Compute all `val/` numbers of a method and the reference rows; ranks share the work, rank 0 gets the report."""
     config, base = method.config, method.base
     method.eval()
-    method.diagnostics.reset()
-    with base.in_step():
-        for batch in data.val_dataloader():
-            batch = batch.to(base.device)
-            method.diagnostics.update(batch, method.terms(batch).held_out)
-    numbers = {f"val/{key}": value for key, value in method.diagnostics.compute().items()}
-    found = method.diagnostics.distance()
-    method.diagnostics.reset()
+    computed, found = held_out_numbers(method, data)
+    numbers = {f"val/{key}": value for key, value in computed.items()}
     for name in ("forward_consistency", "forward_consistency_per_token"):
         if f"val/{name}" in numbers:
             numbers[f"reg/{name}"] = numbers.pop(f"val/{name}")
@@ -83,6 +78,28 @@ def evaluate_method(
             {"prompt": prompt.transcript} | dict(zip(("log_ratio", "gap", "known"), values, strict=True))
         )
     return report
+
+
+@torch.no_grad()
+def held_out_numbers(method: RolloutMethod, data: RolloutDataModule) -> tuple[dict[str, float], Distance]:
+    """Compute the numbers of the held-out rollouts; every rank reads its share of them."""
+    method.diagnostics.reset()
+    with method.base.in_step():
+        for batch in data.val_dataloader():
+            batch = batch.to(method.base.device)
+            method.diagnostics.update(batch, method.terms(batch).held_out)
+    numbers, found = method.diagnostics.compute(), method.diagnostics.distance()
+    method.diagnostics.reset()
+    return numbers, found
+
+
+def distance_now(method: RolloutMethod, data: RolloutDataModule) -> float:
+    """Compute KL(q*||q) of the present weights, in nats; training may go on afterwards."""
+    training = method.training
+    method.eval()
+    numbers, _ = held_out_numbers(method, data)
+    method.train(training)
+    return numbers[DISTANCE]
 
 
 def _report(

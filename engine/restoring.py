@@ -81,7 +81,7 @@ def base_of_run(run: str, config: Config) -> BaseLM:
 
 
 def restore_method(run: str | Path, base: BaseLM | None = None, overrides: Sequence[str] = ()) -> RolloutMethod:
-    """Restore the trained method of a run, from its last checkpoint or from the one that ``run`` names.
+    """Restore the trained method of a run, with the weights that it ended with or those that ``run`` names.
 
     Args:
         base: the run's base, if it has been loaded already.
@@ -93,7 +93,7 @@ def restore_method(run: str | Path, base: BaseLM | None = None, overrides: Seque
     folder = find_run(run)
     config = from_run_folder(folder.path, overrides).config
     method = build_method(config, base or build_base(config, folder.started()))
-    check_and_load(method, read_checkpoint(folder.checkpoint))
+    check_and_load(method, read_checkpoint(folder.trained))
     return method.eval()
 
 

@@ -25,6 +25,7 @@ from dinado.rollouts.drawn import missing_densities
 from dinado.rollouts.rollout_store import RolloutStore
 from dinado.rollouts.shard import write_whole
 from lightning_modules.callbacks.graceful_stop import GracefulStop, interruption
+from lightning_modules.callbacks.keep_best import KeepBest
 from lightning_modules.log_now import log_now
 from lightning_modules.rollout_method import RolloutMethod
 
@@ -41,12 +42,16 @@ class Rounds(Callback):
         method: the trained method; drawing a round leaves its weights, mode and gradients unchanged.
         data: the data module that gets the round.
         filler: samples, judges and stores rollouts.
+        best: keeps the nearest model so far, which is then the one that is sampled; None samples the present one.
     """
 
-    def __init__(self, method: RolloutMethod, data: RolloutDataModule, filler: StoreFiller) -> None:
+    def __init__(
+        self, method: RolloutMethod, data: RolloutDataModule, filler: StoreFiller, best: KeepBest | None = None
+    ) -> None:
         self._method = method
         self._data = data
         self._filler = filler
+        self._best = best
 
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Add the rounds that a resumed run has drawn; draw those that a new run needs before its first step."""
@@ -67,7 +72,23 @@ class Rounds(Callback):
 
     def _reach(self, step: int) -> None:
         while step < self._data.num_steps and self._data.begins_round(step):
-            self.draw(len(self._data.models) + 1)
+            with self._nearest():
+                self.draw(len(self._data.models) + 1)
+
+    @contextmanager
+    def _nearest(self) -> Iterator[None]:
+        """Put the nearest model so far in place of the present one, where one is kept, and restore it at the end."""
+        method, best = self._method, self._best
+        if best is None or method.trainer.global_step == 0 or self._data.exploration() is not None:
+            yield
+            return
+        best.consider_now(method.trainer, method)
+        if best.step in (None, method.trainer.global_step):
+            yield
+            return
+        log.info("step %s came nearer to q* than step %d; it is sampled", best.step, method.trainer.global_step)
+        with _other_weights(method, best.weights):
+            yield
 
     def draw(self, index: int, model: str | None = None) -> None:
         """Sample and judge a round, compute log-probabilities of all texts under all sources, add it to the data.
@@ -164,8 +185,15 @@ def _weights_of(method: RolloutMethod, store: RolloutStore, unless: bool = False
     if unless or store.spec.model in (None, weights_fingerprint(method)):
         yield
         return
+    with _other_weights(method, _load_model(store)):
+        yield
+
+
+@contextmanager
+def _other_weights(method: RolloutMethod, weights: dict[str, Tensor]) -> Iterator[None]:
+    """Load trained weights, and restore the present ones at the end."""
     now = {name: value.clone() for name, value in method.state_dict().items()}
-    method.load_state_dict(_load_model(store), strict=False)
+    method.load_state_dict(weights, strict=False)
     try:
         yield
     finally:

@@ -26,12 +26,13 @@ from dinado.bases.causal import BaseLM
 from dinado.bases.sharding import bytes_held, shard_base
 from dinado.errors import CheckpointError
 from dinado.evaluation.result_rows import Row
+from dinado.ranks import is_writer
 from engine.agreed import agree
 from engine.before_sampling import check_before_sampling
-from engine.checkpoints import LAST, read_checkpoint
+from engine.checkpoints import LAST, read_checkpoint, write_best
 from engine.console import run_console
 from engine.devices import backend_of, device_of
-from engine.evaluation import Report, evaluate_method
+from engine.evaluation import Report, distance_now, evaluate_method
 from engine.loggers.build_loggers import build_loggers, check_loggers, closing, finish, page_of, rewind
 from engine.record import OpenRecord
 from engine.restoring import build_base, build_world, check_and_load
@@ -40,6 +41,7 @@ from engine.rounds import Rounds
 from engine.trainer import build_trainer, connect, count_parameters
 from lightning_modules.build_method import build_method, check_rows
 from lightning_modules.callbacks.graceful_stop import GracefulStop, interruptible, interruption
+from lightning_modules.callbacks.keep_best import KeepBest
 from lightning_modules.callbacks.last_checkpoint import LastCheckpoint
 from lightning_modules.callbacks.norm_fit import NormFit
 from lightning_modules.callbacks.pending_validation import PendingValidation
@@ -129,15 +131,22 @@ def train(
             rewind(loggers, folder, 0)  # drop records of an earlier start that saved no checkpoint
             log_now(loggers, {**data.summary, "perf/rollouts_per_s": rollouts_per_s}, 0)
         stop = GracefulStop()
+        every = config.trainer.val_every
+        best = KeepBest(every, lambda: distance_now(method, data)) if config.trainer.keep_best else None
         record = OpenRecord(folder, loggers, saved.step if saved.state is not None else None, on_start)
         callbacks = _callbacks(
-            config, folder, stop, record, Rounds(method, data, filler), resumed=saved.state is not None
+            config, folder, stop, record, Rounds(method, data, filler, best), best, resumed=saved.state is not None
         )
         accumulation = micro_batches(config.optim, config.trainer.devices * config.trainer.num_nodes)
         trainer = build_trainer(config.trainer, config.optim, folder, accumulation, loggers, callbacks)
         _fit(trainer, method, data, saved, stop)
         if stop.received is not None:
             return _stopped(console, trainer, stop.received, folder, loggers)
+        if best is not None and best.step is not None:
+            method.load_state_dict(best.weights, strict=False)
+            if is_writer():
+                write_best(folder.best, method, best.step)
+            console.print(f"step {best.step} came nearest to q*: KL(q*||q) {best.kl:.3f}; its weights are kept")
         # Lightning has moved the method to the CPU.
         method.to(device)
         with console.status("evaluating"):
@@ -149,6 +158,8 @@ def train(
         rewind(loggers, folder, config.optim.steps)  # drop records of an evaluation that did not finish
         metrics = last_numbers(folder) | data.summary | final_metrics(config, report, folder)
         metrics["perf/rollouts_per_s"] = rollouts_per_s
+        if best is not None and best.step is not None:
+            metrics["val/step_kept"] = float(best.step)
         log_now(loggers, metrics, config.optim.steps)
         _show_on_page(config, loggers, data, report)
         finish(loggers)
@@ -191,16 +202,24 @@ def _sharded(console: Console, config: Config, base: BaseLM, device: torch.devic
 
 
 def _callbacks(
-    config: Config, folder: RunFolder, stop: GracefulStop, record: OpenRecord, rounds: Rounds, *, resumed: bool
+    config: Config,
+    folder: RunFolder,
+    stop: GracefulStop,
+    record: OpenRecord,
+    rounds: Rounds,
+    best: KeepBest | None,
+    *,
+    resumed: bool,
 ) -> list[Callback]:
     """List the callbacks in their order within a step: agree on stopping, save, then draw the next round."""
     every = config.trainer.val_every
     last = LastCheckpoint(
         folder.path / "checkpoints" / LAST, config.trainer.checkpoint_every, also_after=round_starts(config)[1:]
     )
-    callbacks: list[Callback] = [stop, last, record, rounds]
+    callbacks: list[Callback] = [stop, last, record]
     if resumed and every:
         callbacks.append(PendingValidation(every, folder.has_held_out_numbers))
+    callbacks += [rounds] if best is None else [best, rounds]
     if config.optim.norm_steps:
         callbacks.append(NormFit(config.optim, config.trainer.progress))
     return callbacks

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -9,6 +10,7 @@ import pytest
 import torch
 from datamodule_case import make_data
 
+from datamodules.lookahead_targets import gap_closed_by, target_gain
 from datamodules.tasks import Task
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
@@ -84,3 +86,28 @@ def test_rollouts_of_one_token_say_nothing_about_endings() -> None:
     score_N, ones = np.array([0.0, 1.0, 0.0, 1.0]), np.ones(4)
     critic = PrefixCritic(zeros, tokens, score_N, ones, np.zeros(4, int), eos_ids=[0], max_new_tokens=3, seed=0)
     assert torch.isfinite(critic.before(0, zeros[0], tokens[0])).all()
+
+
+def test_the_gain_of_a_target_along_a_rollout() -> None:
+    log_p_TK, candidate_TK = np.log([[0.5, 0.3], [0.6, 0.1]]), np.array([[4, 7], [2, 4]])
+    log_target_TL = np.log([[0.1, 0.6, 0.3], [0.2, 0.2, 0.6]])
+    gain = target_gain(log_target_TL, log_p_TK, candidate_TK, np.array([7, 9]))
+    assert gain == pytest.approx(np.log(0.6 / 0.3) + np.log(0.6 / 0.3))
+    assert target_gain(log_target_TL, log_p_TK, candidate_TK, np.array([4, 2])) == pytest.approx(
+        np.log(0.1 / 0.5) + np.log(0.2 / 0.6)
+    )
+
+
+def test_the_gap_that_a_target_closes(shared_cache: Path, base: BaseLM, task: Task) -> None:
+    data = make_data(shared_cache, base, task, objective__lookahead__weight=1.0, objective__lookahead__candidates=5)
+    assert -1 < data.summary["targets/gap_closed"] < 1
+    rows = dataclasses.replace(
+        data.rows,
+        prompt_index_N=np.array([0, 0, 0, 0, 5, 5]),
+        score_N=np.array([1.0, 0.0, 1.0, 0.0, 0.0, 0.0]),
+        weight_N=np.ones(6),
+    )
+    gain_N = np.array([0.5, -9.0, 0.7, -9.0, -9.0, -9.0])
+    # -log R of the first prompt is estimated as 1/3 + 1/4; the second has no accepted rollout.
+    assert gap_closed_by(gain_N, rows) == pytest.approx(0.6 / (1 / 3 + 1 / 4))
+    assert gap_closed_by(gain_N, dataclasses.replace(rows, score_N=np.zeros(6))) is None

@@ -34,15 +34,23 @@ class RunFolder:
     Attributes:
         path: ``runs/<experiment>/<run_id>``.
         run_id: name of the folder, also the id on W&B.
-        checkpoint: checkpoint for resuming and evaluation: the last one, unless another was named.
+        checkpoint: checkpoint for resuming: the last one, unless another was named.
+        best: checkpoint of the weights nearest to q*, which only a finished run with ``trainer.keep_best`` has.
     """
 
     def __init__(self, path: str | Path, checkpoint: Path | None = None) -> None:
         self.path = Path(path)
         self.run_id = self.path.name
         self.checkpoint = checkpoint or self.path / "checkpoints" / "last.ckpt"
+        self.best = self.path / "checkpoints" / "best" / "best.ckpt"
+        self._named = checkpoint is not None
         self._before = ""  # STATUS before this start
         self._changed = False  # whether this start has changed records or settings
+
+    @property
+    def trained(self) -> Path:
+        """The checkpoint with the weights that the run ended with: the best, if it kept one and none was named."""
+        return self.best if self.best.is_file() and not self._named else self.checkpoint
 
     @classmethod
     def create(cls, loaded: Loaded, overrides: Sequence[str] = ()) -> RunFolder:

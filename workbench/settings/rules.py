@@ -42,6 +42,7 @@ def check(loaded: Loaded) -> None:
         _objective,
         _network,
         _batch,
+        _keep_best,
         _backend,
         _shards,
         task_rules.task,
@@ -139,6 +140,11 @@ def _batch(loaded: Loaded) -> Iterator[str]:
         parts = f"trainer.devices={trainer.devices} * trainer.num_nodes={trainer.num_nodes}"
         parts += f" * optim.micro_batch={optim.micro_batch}" if optim.micro_batch else ""
         yield f"{said(loaded, 'optim.batch_size')}: not divisible by {parts}"
+
+
+def _keep_best(loaded: Loaded) -> Iterator[str]:
+    if loaded.config.trainer.keep_best and not loaded.config.trainer.val_every:
+        yield "trainer.keep_best=true: there is no validation to choose by; set trainer.val_every"
 
 
 def _backend(loaded: Loaded) -> Iterator[str]:

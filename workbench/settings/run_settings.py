@@ -96,6 +96,12 @@ class TrainerConfig:
     val_every: int = setting(200, "Optimiser steps between validations; 0 validates only at the end.", NOT_NEGATIVE)
     log_every: int = setting(10, "Optimiser steps between logged training numbers.", POSITIVE)
     checkpoint_every: int = setting(200, "Optimiser steps between checkpoints (`last.ckpt`).", POSITIVE)
+    keep_best: bool = setting(
+        False,
+        """End with the weights of the validation with the smallest KL(q*||q), in `checkpoints/best/`, and sample later
+        rounds from the nearest model so far: it stops where training begins to memorise. Needs `trainer.val_every`.""",
+        role="outcome",
+    )
     progress: bool = setting(True, "Progress bars.")
 
 
