@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from helpers import exact_gpt2_words, load_checkpoint
+from safetensors.torch import load_file
 
 from dinado.errors import ConfigError
 from engine import session
@@ -84,7 +86,7 @@ def test_a_killed_run_keeps_the_same(drifted: Any, monkeypatch: pytest.MonkeyPat
     assert all(torch.equal(value, expected[name]) for name, value in read_checkpoint(run.best)["state_dict"].items())
 
 
-def test_a_round_is_drawn_from_the_nearest_model(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_round_is_drawn_from_the_nearest_model(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     words = (
         "method=dinado_hard",
         "parameters=lora",
@@ -94,13 +96,15 @@ def test_a_round_is_drawn_from_the_nearest_model(tmp_path: Path, caplog: pytest.
         "optim.steps=12",
     )
     rounds = ("rollouts.rounds=2", "targets.weights=balance", "trainer.val_every=2", "trainer.keep_best=true")
-    with caplog.at_level("INFO"):
-        _, run = train(tmp_path, "rounds", *words, *rounds)
-    (said,) = [record.message for record in caplog.records if "came nearer to q*" in record.message]
-    step = int(said.split()[1])
+    _, run = train(tmp_path, "rounds", *words, *rounds)
+    (step,) = map(int, re.findall(r"step (\d+) came nearer to q", capsys.readouterr().err))
     assert step < 6
     by_step = validations(run)
     assert step == min((s for s in by_step if s <= 6), key=by_step.__getitem__)
+    (sampled,) = (tmp_path / "cache").rglob("model.safetensors")
+    kept = read_checkpoint(run.best)
+    assert kept["global_step"] == step, "nothing came nearer later, so these are the weights that were sampled"
+    assert all(torch.equal(value, kept["state_dict"][name]) for name, value in load_file(sampled).items())
 
 
 def test_there_has_to_be_a_validation() -> None:
