@@ -72,6 +72,7 @@ MEASURES = (
     _curve("norm/adapter_fro", "size of the change of the weights", "Frobenius norm"),
     _curve("rollouts/success", "success of the rollouts trained on", "share of rollouts"),
     _curve("train/loss", "training loss", "nats"),
+    Measure("val/kl_prompts_unresolved", "unresolved prompts", -1, 0),
     Measure("val/r_auc_within_prompt_half", "R AUC, halfway", 1),
 )
 FRONTIERS = ("val/kl_from_base", "val/bleu4", "val/cider")
