@@ -5,6 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
+
 from datamodules.engine_choice import EngineChoice
 from datamodules.tasks.task import Task
 from dinado.bases.causal import BaseLM
@@ -15,6 +17,8 @@ from dinado.rollouts.store_spec import StoreSpec
 from workbench.settings.config import Config
 from workbench.settings.derived import looks_ahead, round_sizes, uses_rollouts
 
+LEAST_BLOCKS = 4
+"""Blocks that a round is divided into at least, if its prompts suffice."""
 FLATTENED = "T="
 """Prefix of the name of a flattened base, which takes the place of a model's fingerprint."""
 
@@ -102,14 +106,26 @@ class RunStores:
         return RolloutStore(self._cache, spec, self._task.oracle.fingerprint, truncated)
 
     def _train(self, *, round: int = 0, **part: Any) -> RolloutStore:
+        each = part["per_prompt"] if part.get("counts") is None else np.mean(part["counts"])
         return RolloutStore(
             self._cache,
-            self._spec("train", **part),
+            self._spec("train", **part, block_size=self._prompts_in_block(each)),
             self._task.oracle.fingerprint,
             self._rollouts.truncated,
             round=round,
             candidates=self._candidates,
         )
+
+    def _prompts_in_block(self, rollouts_each: float) -> int:
+        """Return how many prompts are sampled together where each gets fewer rollouts than in one shot.
+
+        A round's blocks then hold as many rollouts as those of a run without rounds, and the base is not run for a few;
+        there are still enough blocks for some processes to share.
+        """
+        settings = self._rollouts
+        prompts = int(settings.block_size * settings.per_prompt / max(1.0, rollouts_each))
+        shared = -(-len(self._task.train_prompts) // LEAST_BLOCKS)
+        return max(settings.block_size, min(prompts, shared))
 
     def _spec(self, split: str, **part: Any) -> StoreSpec:
         prompts = self._task.train_prompts if split == "train" else self._task.val_prompts

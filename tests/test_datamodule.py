@@ -16,6 +16,7 @@ from datamodule_case import (
     make_data,
     rows_of,
     steps,
+    words_task,
 )
 
 from datamodules.batch_plan import BatchPlan, Budget, accumulation
@@ -276,3 +277,19 @@ def test_the_budget_of_a_later_round(shared_cache: Path, base: BaseLM, task: Tas
         assert counts[fewest] > 7 > counts[most]
     again = data.next_round("some model")
     assert [store.folder for store in again] == [of_base.folder, of_model.folder]
+
+
+@pytest.mark.parametrize(("rounds", "prompts", "expected"), [(1, 64, 8), (4, 64, 16), (4, 256, 32), (4, 6, 8)])
+def test_blocks_of_rounds_are_filled_with_more_prompts(
+    tmp_path: Path, base: BaseLM, rounds: int, prompts: int, expected: int
+) -> None:
+    """Eight prompts with 16 rollouts each are sampled together, or as many rollouts of more prompts."""
+    settings = {"rollouts__per_prompt": 16, "rollouts__block_size": 8, "rollouts__rounds": rounds}
+    config = make_config(tmp_path, **settings, targets__weights="balance", rollouts__base_share=0.25)
+    many = [Prompt(str(place), TEXTS[place % len(TEXTS)]) for place in range(prompts)]
+    stores = RunStores(config, base, replace(words_task(), train_prompts=many))
+    assert stores.train().spec.block_size == expected
+    if rounds > 1:
+        # One rollout of the base and three of the model: more prompts still, up to a quarter of them all.
+        sizes = [store.spec.block_size for store in stores.later(1, "model", [4] * prompts)]
+        assert sizes == [max(8, min(limit, -(-prompts // 4))) for limit in (128, 42)]

@@ -190,7 +190,8 @@ class RolloutConfig:
     )
     block_size: int = setting(
         8,
-        "Prompts that are sampled and stored together, the unit of resuming; the texts do not depend on it.",
+        """Prompts that are sampled and stored together, the unit of resuming; the texts do not depend on it. In rounds,
+        where a prompt gets fewer rollouts at a time, more prompts share a block.""",
         POSITIVE,
         role="execution",
     )
