@@ -2,7 +2,7 @@
 
     python benchmarks/control_study.py                        all methods, three seeds; hours on a laptop
     python benchmarks/control_study.py --seeds 1 --only "sft on positives,dinado_hard"
-    python benchmarks/control_study.py --quick --json         one seed, fewer rollouts and steps; the summary alone
+    python benchmarks/control_study.py --quick --json         one seed of two rows, fewer rollouts and steps
     python benchmarks/control_study.py optim.steps=40         settings for every run
 
 It runs ``train.py commongen_smollm2`` once for each method and seed, skips runs that are in the results file, and
@@ -17,7 +17,7 @@ weights of its best held-out distance. ``--json`` ends with one object about the
 
 Several of these may run side by side with different --only or --seeds: results are read again before they are written.
 A run is identified by its row, its seed and a digest of all settings that decide its outcome, those of the experiment
-included. ``--quick`` stores nothing.
+included. ``--quick`` has a results file of its own, docs/results/commongen_quick.json.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ from workbench.settings.loader import load  # noqa: E402
 from workbench.settings.methods import PREDICT_R  # noqa: E402
 
 RESULTS = ROOT / "docs" / "results" / "commongen_smollm2.json"
+QUICK_RESULTS = RESULTS.with_name("commongen_quick.json")
 EXPERIMENT = "commongen_smollm2"
 
 BASELINE = "sft on positives"
@@ -92,21 +93,18 @@ def main() -> int:
     todo = [(name, seed) for seed in arguments.seeds for name in names]
     settings_of = {name: " ".join([entry, *arguments.settings]) for name, entry in ENTRIES.items()}
     digest_of = {name: digest_of_settings(settings) for name, settings in settings_of.items()}
-    fresh: list[dict[str, Any]] = []
+    file = QUICK_RESULTS if arguments.quick else RESULTS
     for number, (name, seed) in enumerate(todo, 1):
         settings = settings_of[name]
-        known = () if arguments.quick else stored()
-        if (name, seed, digest_of[name]) in {(run["row"], run["seed"], run["config"]) for run in known}:
+        if (name, seed, digest_of[name]) in {(run["row"], run["seed"], run["config"]) for run in stored(file)}:
             continue
         print(f"[{number}/{len(todo)}] {name}, seed {seed}", flush=True)
         started = time.monotonic()
         measured = run_one(settings.split(), seed)
         minutes = round((time.monotonic() - started) / 60, 1)
         run = {"row": name, "seed": seed, "settings": settings, "config": digest_of[name], "minutes": minutes}
-        fresh.append(run | measured)
-        if not arguments.quick:
-            store(fresh[-1], digest_of)
-    runs = fresh if arguments.quick else [run for run in stored() if run["config"] == digest_of[run["row"]]]
+        store(file, run | measured, digest_of)
+    runs = [run for run in stored(file) if run["config"] == digest_of[run["row"]]]
     print(table(runs))
     if arguments.json:
         print(json.dumps(summary(runs)))
@@ -118,9 +116,9 @@ def seeds(text: str) -> list[int]:
     return [int(part) for part in text.split(",") if part] if "," in text else list(range(int(text)))
 
 
-def stored() -> list[dict[str, Any]]:
+def stored(file: Path) -> list[dict[str, Any]]:
     """Return the runs measured so far."""
-    return json.loads(RESULTS.read_text())["runs"] if RESULTS.exists() else []
+    return json.loads(file.read_text())["runs"] if file.exists() else []
 
 
 def digest_of_settings(settings: str) -> str:
@@ -133,13 +131,13 @@ def digest_of_settings(settings: str) -> str:
     return digest({key: value for key, value in kept.items() if not key.startswith(ways)})
 
 
-def store(run: dict[str, Any], digest_of: dict[str, str]) -> None:
+def store(file: Path, run: dict[str, Any], digest_of: dict[str, str]) -> None:
     """Add a run, and rewrite the table of the rows with these settings."""
-    RESULTS.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(str(RESULTS) + ".lock"):
-        runs = [*stored(), run]
-        RESULTS.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
-        RESULTS.with_suffix(".md").write_text(table([r for r in runs if r["config"] == digest_of[r["row"]]]))
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(str(file) + ".lock"):
+        runs = [*stored(file), run]
+        file.write_text(json.dumps({"runs": runs}, indent=1) + "\n")
+        file.with_suffix(".md").write_text(table([r for r in runs if r["config"] == digest_of[r["row"]]]))
 
 
 def run_one(settings: list[str], seed: int) -> dict[str, Any]:
