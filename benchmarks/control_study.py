@@ -128,7 +128,8 @@ def digest_of_settings(settings: str) -> str:
     """
     kept = schema.departures(load(EXPERIMENT, settings.split()).config)
     ways = ("seed", "runs", "trainer.", "logging.", "data.cache", "data.root", "data.states")
-    return digest({key: value for key, value in kept.items() if not key.startswith(ways)})
+    decide = ("trainer.keep_best", "trainer.val_every")
+    return digest({key: value for key, value in kept.items() if key in decide or not key.startswith(ways)})
 
 
 def store(file: Path, run: dict[str, Any], digest_of: dict[str, str]) -> None:

@@ -262,9 +262,11 @@ def test_settings_of_choices_name_choices_that_there_are():
 def test_every_setting_says_what_it_decides():
     roles = {key: leaf.role for key, leaf in schema.leaves().items()}
     assert {key for key, role in roles.items() if role == "seed"} == {"seed", "rollouts.seed"}
-    ways = [key for key in roles if key.startswith(("logging.", "trainer.")) and key != "trainer.precision"]
+    decide = {"trainer.precision", "trainer.keep_best"}
+    ways = [key for key in roles if key.startswith(("logging.", "trainer.")) and key not in decide]
     assert {roles[key] for key in ways} == {"execution"}
-    assert roles["trainer.precision"] == roles["optim.lr"] == roles["base.dtype"] == "outcome"
+    assert {roles[key] for key in decide} == {"outcome"}
+    assert roles["optim.lr"] == roles["base.dtype"] == "outcome"
     agreeing = {key for key, leaf in schema.leaves().items() if leaf.agree}
     assert {"base.name", "task.rarity", "oracle.words", "alpha", "eval.exact_samples", "data.val_prompts"} <= agreeing
     assert not {"task.path", "base.dtype", "eval.show", "seed", "optim.lr"} & agreeing
