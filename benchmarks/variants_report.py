@@ -2,9 +2,11 @@
 
     python benchmarks/variants_report.py              exact world and SmolLM2-135M, five seeds each; two hours
     python benchmarks/variants_report.py --quick      the exact world alone, a quarter of an hour
+    python benchmarks/variants_report.py --records docs/results/variants.jsonl    tables and picture of these runs
 
 It runs the sweeps ``variants_rollouts_exact``, ``variants_published`` and ``variants_quickstart`` (finished trials are
-not repeated) and writes docs/results/variants.md, a list of all runs beside it, and docs/variants.svg.
+not repeated) and writes docs/results/variants.jsonl, a record of every run, from which the tables beside it and
+docs/variants.svg are made.
 """
 
 from __future__ import annotations
@@ -36,6 +38,8 @@ from workbench.settings.methods import METHODS, PREDICT_R  # noqa: E402
 SHOWN = ("kl_to_optimum", "gap_closed", "success", "kl_from_base", "r_calibration_error")
 NUMBERS = {measure(f"val/{name}").label.replace("|", "\\|"): f"val/{name}" for name in SHOWN}
 TERM, KL, LIMIT = "reg/forward_consistency", "val/kl_to_optimum", 0.5
+CURVES = {"curve": TERM, "kl_curve": KL}
+"""Names of the curves in a record."""
 ROUNDING = 1e-5
 """Rounding error in nats, up to which Hard is consistent by construction."""
 STYLES = {
@@ -63,7 +67,10 @@ class Part:
 
 EXACT = Part("variants_rollouts_exact", "Exact world, 400 steps", {"rollouts.per_prompt": "8000"})
 PUBLISHED = Part("variants_published", "SmolLM2-135M, objectives as published, 32 steps", {})
-OURS = Part("variants_quickstart", "SmolLM2-135M, the quickstart's recipes, 32 steps", {})
+OURS = Part("variants_quickstart", "SmolLM2-135M, the quickstart's recipes", {})
+PARTS = (EXACT, PUBLISHED, OURS)
+RECORDS = ROOT / "docs" / "results" / "variants.jsonl"
+WHICH = ("method", "seed", "rollouts.seed", "rollouts.per_prompt")
 
 
 def main() -> int:
@@ -72,23 +79,45 @@ def main() -> int:
     options.add_argument("--quick", action="store_true", help="the exact world alone; nothing in docs/ is changed")
     options.add_argument("--jobs", type=timing.whole, default=2, help="trials at once")
     options.add_argument("--sweeps", type=Path, default=ROOT / "runs" / "sweeps", help="read these, run nothing")
+    options.add_argument("--records", type=Path, help="make tables and picture of these records, run nothing")
     arguments = options.parse_args()
-    parts = [EXACT] if arguments.quick else [EXACT, PUBLISHED, OURS]
+    if arguments.records:
+        write(read_records(arguments.records))
+        return 0
+    parts = [EXACT] if arguments.quick else PARTS
     if arguments.sweeps == options.get_default("sweeps"):
         for part in parts:
             command = [sys.executable, "sweep.py", part.sweep, "--jobs", str(arguments.jobs)]
             if code := subprocess.run(command, cwd=ROOT, check=False).returncode:
                 return code
     found = {part: runs_of(arguments.sweeps / part.sweep) for part in parts}
-    text = "\n\n".join(section(part, runs) for part, runs in found.items()) + "\n"
-    print(text)
-    if not arguments.quick:
-        results = ROOT / "docs" / "results"
-        (results / "variants.md").write_text(text, encoding="utf-8")
-        lines = [json.dumps({"sweep": part.sweep, **summary_of(run)}) for part, runs in found.items() for run in runs]
-        (results / "variants.jsonl").write_text("\n".join(lines) + "\n", encoding="utf-8")
-        draw(found, ROOT / "docs" / "variants.svg")
+    lines = [json.dumps({"sweep": part.sweep, **summary_of(run)}) for part, runs in found.items() for run in runs]
+    if arguments.quick:
+        print(text_of({part: [from_record(json.loads(line)) for line in lines] for part in parts}))
+        return 0
+    RECORDS.write_text("\n".join(lines) + "\n", encoding="utf-8")
+    write(read_records(RECORDS))
     return 0
+
+
+def write(found: Mapping[Part, Sequence[Run]]) -> None:
+    """Write the tables and the picture."""
+    text = text_of(found)
+    print(text)
+    RECORDS.with_suffix(".md").write_text(text, encoding="utf-8")
+    draw(found, ROOT / "docs" / "variants.svg")
+
+
+def text_of(found: Mapping[Part, Sequence[Run]]) -> str:
+    """Format the tables of all sweeps."""
+    return "\n\n".join(section(part, runs) for part, runs in found.items()) + "\n"
+
+
+def read_records(file: Path) -> dict[Part, list[Run]]:
+    """Read the records of runs, sweep by sweep."""
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    found = {part: [from_record(row) for row in rows if row["sweep"] == part.sweep] for part in PARTS}
+    return {part: runs for part, runs in found.items() if runs}
 
 
 def runs_of(sweep: Path) -> list[Run]:
@@ -172,10 +201,21 @@ def by_steps(groups: Mapping[str, Sequence[Run]]) -> str:
 
 
 def summary_of(run: Run) -> dict[str, Any]:
-    """Return the numbers of a run that the report uses."""
+    """Return the record of a run: the numbers that the report uses."""
     kept = {key: run.final[key] for key in (*NUMBERS.values(), TERM) if key in run.final}
-    which = {key: run.settings[key] for key in ("method", "seed", "rollouts.seed", "rollouts.per_prompt")}
-    return {**which, **kept, "curve": {step: float(f"{value:.4g}") for step, value in curve(run, TERM).items()}}
+    curves = {name: {s: float(f"{v:.4g}") for s, v in curve(run, key).items()} for name, key in CURVES.items()}
+    return {
+        **{key: run.settings[key] for key in WHICH},
+        **kept,
+        **{k: values for k, values in curves.items() if values},
+    }
+
+
+def from_record(row: Mapping[str, Any]) -> Run:
+    """Return a run with the numbers of a record."""
+    points = [{"step": int(s) - 1, key: v} for name, key in CURVES.items() for s, v in row.get(name, {}).items()]
+    final = {key: row[key] for key in (*NUMBERS.values(), TERM) if key in row}
+    return Run(Path(), {key: row[key] for key in WHICH}, [*points, final])
 
 
 def name(method: str) -> str:
