@@ -4,6 +4,7 @@ python evaluate.py runs/quickstart/<id>
 python evaluate.py base quickstart            the base of an experiment, before any training
 python evaluate.py runs/... eval.samples_per_prompt=32 alpha=1.5
 python evaluate.py runs/... --where           which tokens the distance to q* comes from
+python evaluate.py runs/... --exact 16        how near one text chosen among 16 comes to q*
 """
 
 from __future__ import annotations
@@ -17,7 +18,8 @@ from workbench.run_folder import find_run
 from workbench.settings import loader
 
 WHERE = cli.Option("where", "Show which kinds of tokens and positions the distances come from.")
-OPTIONS = [WHERE, cli.JSON]
+EXACT = cli.Option("exact", "Measure texts that are chosen among K of the model in proportion to p C / q.", "K")
+OPTIONS = [WHERE, EXACT, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -28,6 +30,8 @@ def main(arguments: cli.Arguments) -> int:
     quiet = arguments.flag(cli.JSON)
     if arguments.positional[0] == "base":
         cli.only(arguments, 2)
+        if arguments.value(EXACT):
+            raise ConfigError("--exact chooses among texts of a trained run; best-of-n of a base is in its table")
         if arguments.flag(WHERE):
             raise ConfigError("--where explains a trained run; a base has no distance of its own to explain")
         if len(arguments.positional) < 2:
@@ -42,7 +46,8 @@ def main(arguments: cli.Arguments) -> int:
         loaded = loader.from_run_folder(folder.path, arguments.overrides)
         from engine.evaluate_alone import evaluate_run
 
-        numbers = evaluate_run(loaded.config, folder, quiet=quiet, explain=arguments.flag(WHERE))
+        exact = cli.number(arguments, EXACT, int, None, least=1)
+        numbers = evaluate_run(loaded.config, folder, quiet=quiet, explain=arguments.flag(WHERE), exact=exact)
         numbers |= {"run_dir": str(folder.path)}
     if quiet:
         cli.print_json(numbers)

@@ -5,6 +5,11 @@ python generate.py runs/quickstart/<id> --prompt "..." --num 4 --mode beam --alp
 cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt a line
 python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
 python generate.py runs/quickstart/<id> base.name=/new/place/model --prompt "..."
+python generate.py runs/quickstart/<id> --input prompts.jsonl --exact 16 --verify
+
+With --exact K every text is chosen among K of the model in proportion to p C / q, by the run's oracle, which reads the
+fields of the row: what is written comes from q* in the limit. A text that the oracle rejects is written only where all
+K are rejected, and never with --verify.
 
 A line of the output holds the fields of its input row and `text`; where rows have a `text` of their own, they keep it
 and the new text is `response`. Of the settings, base.name, data.cache and trainer.accelerator can be changed.
@@ -28,8 +33,11 @@ BEAMS = cli.Option("beams", "Beams of --mode beam (default 8).", "N")
 ALPHA = cli.Option("alpha", "Control strength, p * R^alpha (default: the run's).", "X")
 TOKENS = cli.Option("max-new-tokens", "Budget of a text (default: the run's).", "N")
 SEED = cli.Option("seed", "Seed of the samples (default 0).", "N")
+EXACT = cli.Option("exact", "Choose every text among K in proportion to p C / q.", "K")
+BUDGET = cli.Option("budget", "Most texts to draw for one with --exact, while none is accepted (default: K).", "N")
+VERIFY = cli.Option("verify", "With --exact, write no text that the oracle rejects.")
 SETTINGS = ("base.name", "data.cache", "trainer.accelerator")
-OPTIONS = [PROMPT, INPUT, OUTPUT, NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, cli.JSON]
+OPTIONS = [PROMPT, INPUT, OUTPUT, NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, EXACT, BUDGET, VERIFY, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -45,6 +53,14 @@ def main(arguments: cli.Arguments) -> int:
         raise ConfigError("--num: --mode greedy has one text for a prompt; choose sample or beam")
     if mode != "beam" and arguments.value(BEAMS):
         raise ConfigError(f"--beams: --mode {mode} has none; choose --mode beam")
+    exact = cli.number(arguments, EXACT, int, None, least=1)
+    if exact is None and (arguments.value(BUDGET) or arguments.flag(VERIFY)):
+        raise ConfigError("--budget and --verify belong to --exact K; add it")
+    if exact is not None and mode != "sample":
+        raise ConfigError(f"--exact: --mode {mode} has nothing to choose among; leave out --mode")
+    budget = cli.number(arguments, BUDGET, int, exact, least=1)
+    if exact is not None and budget is not None and budget < exact:
+        raise ConfigError(f"--budget {budget}: --exact {exact} draws as many at once; give as many or more")
     settings = {
         "mode": mode,
         "num": cli.number(arguments, NUM, int, 1, least=1),
@@ -52,6 +68,8 @@ def main(arguments: cli.Arguments) -> int:
         "alpha": cli.number(arguments, ALPHA, float, None, least=0.0),
         "max_new_tokens": cli.number(arguments, TOKENS, int, None, least=1),
         "seed": cli.number(arguments, SEED, int, 0),
+        "choice": None if exact is None else (exact, budget),
+        "verify": arguments.flag(VERIFY),
     }
     from engine.generation import read_prompts, write_texts
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -10,16 +11,23 @@ from typing import Any
 
 import torch
 
+from datamodules.tasks import build_task
 from datamodules.tasks.conversations import MESSAGES, request_of, row_of
 from datamodules.tasks.json_rows import read_rows
 from dinado.bases.decoder import Decoder
 from dinado.bases.prompt_checks import check_prompts
 from dinado.control.controlled_lm import ControlledLM
+from dinado.decoding.resampling import resample
 from dinado.errors import DataError
+from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import sample, uniforms
 from engine.devices import device_of
 from engine.restoring import restore_method
+from workbench.run_folder import RunFolder
+from workbench.settings.config import Config
+
+log = logging.getLogger(__name__)
 
 BATCH = 16
 """Prompts decoded at once."""
@@ -61,11 +69,18 @@ def write_texts(
     alpha: float | None,
     max_new_tokens: int | None,
     seed: int,
+    choice: tuple[int, int] | None = None,
+    verify: bool = False,
 ) -> list[dict[str, Any]]:
     """Decode every prompt ``num`` times, write texts to stdout or JSON lines to ``output``, return the records.
 
     A record holds the fields of the prompt's row, ``prompt``, and the text: ``text``, or ``response`` where rows have a
-    ``text`` of their own.
+    ``text`` of their own. Of a text that was chosen among several it also holds whether it is accepted, how many texts
+    and tokens were drawn for it, their effective number, and log Z.
+
+    Args:
+        choice: K texts to choose each one among, and the most to draw; None writes texts as they come.
+        verify: leave a chosen text that the oracle rejects empty.
 
     Raises:
         DataError: ``output`` is not a file in an existing folder, or a prompt does not fit the base.
@@ -78,21 +93,81 @@ def write_texts(
     model = method.controlled(alpha)
     budget = max_new_tokens or method.config.rollouts.max_new_tokens
     check_prompts(method.base, prompts, budget, "--max-new-tokens")
+    oracle = None if choice is None else _oracle_of(method.config, run, prompts)
+    truncated = method.config.rollouts.truncated
     records: list[dict[str, Any]] = []
     stream = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
     try:
         for start in range(0, len(prompts), BATCH):
             some = prompts[start : start + BATCH]
-            texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, start=start)
-            for prompt, answers in zip(some, texts, strict=True):
-                for text in answers:
-                    record = {**prompt.data, "prompt": row_of(prompt), field: text}
+            if oracle is not None and choice is not None:
+                found = choose(model, oracle, some, choice, num, budget, truncated, seed, start, verify)
+            else:
+                texts = decode(model, some, mode=mode, num=num, beams=beams, budget=budget, seed=seed, start=start)
+                found = [[(text, {}) for text in answers] for answers in texts]
+            for prompt, answers in zip(some, found, strict=True):
+                for text, more in answers:
+                    record = {**prompt.data, "prompt": row_of(prompt), field: text} | more
                     records.append(record)
                     print(json.dumps(record, ensure_ascii=False) if output else text, file=stream, flush=True)
     finally:
         if output:
             stream.close()
+    if choice is not None and (rejected := sum(not record["accepted"] for record in records)):
+        log.warning(
+            "%d of %d texts are not accepted%s: none of the %d drawn for each was; raise --budget",
+            rejected,
+            len(records),
+            " and left empty" if verify else "",
+            choice[1] // choice[0] * choice[0],
+        )
     return records
+
+
+def choose(
+    model: ControlledLM,
+    oracle: Oracle,
+    prompts: list[Prompt],
+    choice: tuple[int, int],
+    num: int,
+    budget: int,
+    truncated: str,
+    seed: int,
+    start: int,
+    verify: bool,
+) -> list[list[tuple[str, dict[str, Any]]]]:
+    """Choose ``num`` texts for each prompt, each among K of its own."""
+    answers = resample(
+        model,
+        oracle,
+        [prompt for prompt in prompts for _ in range(num)],
+        texts=choice[0],
+        budget=choice[1],
+        max_new_tokens=budget,
+        truncated=truncated,
+        seed=seed,
+        start=start * num,
+    )
+    found = []
+    for answer in answers:
+        numbers = {
+            "accepted": answer.accepted,
+            "score": answer.score,
+            "texts_drawn": answer.num_texts,
+            "tokens_drawn": answer.num_tokens,
+            "effective_texts": round(answer.effective, 3),
+            "log_z": answer.log_z if answer.accepted else None,
+        }
+        found.append(("" if verify and not answer.accepted else answer.text, numbers))
+    return [found[i * num : (i + 1) * num] for i in range(len(prompts))]
+
+
+def _oracle_of(config: Config, run: Path, prompts: list[Prompt]) -> Oracle:
+    """Return the run's oracle, once it can read these prompts."""
+    RunFolder(run).make_importable()
+    oracle = build_task(config).oracle
+    oracle.check_prompts(prompts)
+    return oracle
 
 
 def decode(

@@ -1,0 +1,107 @@
+"""Sampling-importance-resampling: of K texts of q for a prompt, one is returned in proportion to its weight.
+
+What is returned comes nearer to q* with K (Rubin, 1987): KL(returned || q*) <= log R(c) - E log Z_K, where Z_K is the
+mean weight of K texts (dinado/decoding/bounds.py).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from dinado.control.controlled_lm import ControlledLM
+from dinado.decoding.log_weights import chosen, effective_number, log_mean
+from dinado.decoding.weighted_texts import WeightedTexts, draw_weighted
+from dinado.oracles import Oracle
+from dinado.prompt import Prompt
+from dinado.seeding import uniform_numbers
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A text that was chosen for a prompt.
+
+    Attributes:
+        text, tokens: the text, and its token ids.
+        accepted: whether the oracle accepts it; if not, none of the texts that were drawn was accepted.
+        score: the verdict.
+        num_texts, num_tokens: texts and tokens that were sampled for it.
+        effective: effective number of the texts that it was chosen from.
+        log_z: log of their mean weight, an estimate of log R(c); -inf if none was accepted.
+    """
+
+    text: str
+    tokens: Sequence[int]
+    accepted: bool
+    score: float
+    num_texts: int
+    num_tokens: int
+    effective: float
+    log_z: float
+
+
+def resample(
+    model: ControlledLM,
+    oracle: Oracle,
+    prompts: Sequence[Prompt],
+    *,
+    texts: int,
+    max_new_tokens: int,
+    truncated: str = "fail",
+    budget: int | None = None,
+    seed: int = 0,
+    start: int = 0,
+) -> list[Answer]:
+    """Return a text for each prompt, chosen among K.
+
+    Args:
+        texts: K.
+        budget: largest number of texts of a prompt; K more are drawn as long as none is accepted. None draws K.
+        start: number of the first prompt, which names its random streams.
+
+    Raises:
+        ValueError: K is not positive, or larger than the budget.
+    """
+    budget = texts if budget is None else budget
+    if not 0 < texts <= budget:
+        raise ValueError(f"{texts} texts of a budget of {budget}; draw at least one, and no more than the budget")
+    last: dict[int, WeightedTexts] = {}
+    tokens, drawn = [0] * len(prompts), [0] * len(prompts)
+    waiting = list(range(len(prompts)))
+    for first in range(0, budget - texts + 1, texts):
+        if not waiting:
+            break
+        found = draw_weighted(
+            model,
+            oracle,
+            prompts,
+            texts=texts,
+            max_new_tokens=max_new_tokens,
+            truncated=truncated,
+            seed=seed,
+            first=first,
+            places=waiting,
+            start=start,
+        )
+        for place, one in zip(waiting, found, strict=True):
+            last[place] = one
+            drawn[place] += texts
+            tokens[place] += sum(one.samples.num_tokens)
+        waiting = [place for place in waiting if not last[place].any_accepted]
+    return [answer(last[place], start + place, drawn[place], tokens[place], seed) for place in range(len(prompts))]
+
+
+def answer(found: WeightedTexts, place: int, num_texts: int, num_tokens: int, seed: int) -> Answer:
+    """Choose one of K weighted texts in proportion to its weight."""
+    index = chosen(found.log_weight_K, float(uniform_numbers(1, seed, "choice", place)[0]))
+    samples = found.samples
+    return Answer(
+        text=samples.texts[index],
+        tokens=samples.tokens[index],
+        accepted=found.any_accepted,
+        score=samples.score[index],
+        num_texts=num_texts,
+        num_tokens=num_tokens,
+        effective=effective_number(found.log_weight_K),
+        log_z=log_mean(found.log_weight_K),
+    )

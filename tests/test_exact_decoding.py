@@ -1,0 +1,88 @@
+"""``generate.py RUN --exact K`` and ``evaluate.py RUN --exact K`` on a small run of an exact world."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import pytest
+from commands import Command, process
+
+import evaluate
+import generate
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("run")
+    words = ["exact_world", f"data.cache={folder}/cache", f"runs={folder}/runs", "optim.steps=30", "task.rarity=-0.5"]
+    words += ["rollouts.per_prompt=400", "eval.rollouts_per_prompt=300", "eval.samples_per_prompt=40"]
+    result = process("train.py", *words, "trainer.accelerator=cpu", "trainer.progress=false", "--json")
+    assert result.code == 0, result.err
+    return str(result.json["run_dir"])
+
+
+def test_texts_are_chosen_and_say_what_they_cost(run: str, command: Command, tmp_path: Path) -> None:
+    source, target = tmp_path / "in.jsonl", tmp_path / "out.jsonl"
+    source.write_text("".join(json.dumps({"prompt": "1", "number": number}) + "\n" for number in range(20)))
+    words = [run, "--input", str(source), "--output", str(target), "--num", "2", "--exact", "16", "--budget", "160"]
+    assert command(generate, *words, "--verify").code == 0
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    assert [record["number"] for record in records] == [number for number in range(20) for _ in range(2)]
+    for record in records:
+        assert record["accepted"] and record["score"] == 1.0
+        # The oracle of this world asks for the tokens 3 and 7.
+        assert {"3", "7"} <= set(record["text"].split())
+        assert record["texts_drawn"] % 16 == 0 and 0 < record["effective_texts"] <= 16 and record["log_z"] < 1
+    assert len({record["text"] for record in records}) > 20, "texts of one prompt are chosen among texts of their own"
+    first = target.read_text()
+    assert command(generate, *words).code == 0 and target.read_text() == first, "seeded; --verify changes no such text"
+
+
+def test_what_cannot_be_had_is_marked(
+    run: str, command: Command, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    target = tmp_path / "out.jsonl"
+    words = [run, "--prompt", "1", "--num", "30", "--exact", "1", "--output", str(target), "--max-new-tokens", "3"]
+    assert command(generate, *words, "--verify").code == 0
+    records = [json.loads(line) for line in target.read_text().splitlines()]
+    rejected = [record for record in records if not record["accepted"]]
+    assert rejected and all(record["text"] == "" and record["log_z"] is None for record in rejected)
+    assert all(record["text"] for record in records if record["accepted"])
+    assert f"{len(rejected)} of 30 texts are not accepted and left empty" in caplog.text
+    caplog.clear()
+    assert command(generate, *words, "--budget", "200").code == 0 and "not accepted" not in caplog.text
+    written = [json.loads(line) for line in target.read_text().splitlines()]
+    assert all(record["accepted"] and record["text"] for record in written)
+    assert max(record["texts_drawn"] for record in written) > 1
+
+
+def test_the_bound_falls_with_the_number_of_texts(run: str, command: Command) -> None:
+    found = {texts: command(evaluate, run, "--exact", str(texts), "--json") for texts in (1, 16)}
+    one, many = (result.json["exact"] for result in found.values())
+    assert one["success"] == pytest.approx(one["success_of_one"]) and many["success"] > one["success"]
+    assert many["kl_bound"] < one["kl_bound"] and many["tokens_per_text"] > 10 * one["tokens_per_text"]
+    # Both are estimated, of a single prompt.
+    assert many["log_z_above"] > many["log_r"] - 0.4
+    assert "chosen in proportion to p C / q" in found[16].err and not math.isnan(many["kl_bound"])
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--exact", "0"], "--exact 0: give a whole number of 1 or more"),
+        (["--exact", "4", "--budget", "2"], "--budget 2: --exact 4 draws as many at once"),
+        (["--budget", "4"], "--budget and --verify belong to --exact K"),
+        (["--verify"], "--budget and --verify belong to --exact K"),
+        (["--exact", "4", "--mode", "beam"], "--mode beam has nothing to choose among"),
+    ],
+)
+def test_mistakes(run: str, command: Command, words: list[str], says: str) -> None:
+    assert says in command(generate, run, "--prompt", "1", *words).error
+
+
+def test_a_base_has_nothing_to_weigh(command: Command) -> None:
+    assert (
+        "--exact chooses among texts of a trained run" in command(evaluate, "base", "exact_world", "--exact", "4").error
+    )
