@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import exact_world_sweep, variants_report
+from benchmarks import control_study, exact_world_sweep, variants_report
 
 ROOT = Path(__file__).resolve().parent.parent
 EXACT = ROOT / "docs" / "results" / "exact_world.jsonl"
@@ -33,3 +33,13 @@ def test_the_exact_world(rarity: float) -> None:
     table = exact_world_sweep.table("default", rarity, [row for row in rows if row["setting"] == "default"])
     page = (ROOT / "docs" / "exact_world.md").read_text(encoding="utf-8")
     assert rows and all(line in page for line in table.splitlines()[2:])
+
+
+def test_the_quick_control_study() -> None:
+    page = (ROOT / "docs" / "commongen.md").read_text(encoding="utf-8")
+    runs = control_study.stored(control_study.QUICK_RESULTS)
+    found = control_study.summary(runs)
+    assert control_study.table(runs) in page
+    assert f"closes {found['gap_closed']:.3f} [" in page and f"fine-tuning {found['sft_gap_closed']:.3f} [" in page
+    said = f"{found['gap_over_sft']:.3f} [{found['gap_over_sft_low']:.3f}, {found['gap_over_sft_high']:.3f}]"
+    assert said in page and f"pays {found['frontier_ratio']:.2f} times" in page
