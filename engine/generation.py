@@ -146,7 +146,7 @@ def choose(
         max_new_tokens=budget,
         truncated=truncated,
         seed=seed,
-        start=start * num,
+        offset=start * num,
     )
     found = []
     for answer in answers:

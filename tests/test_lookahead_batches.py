@@ -100,7 +100,7 @@ def test_the_gain_of_a_target_along_a_rollout() -> None:
 
 def test_the_gap_that_a_target_closes(shared_cache: Path, base: BaseLM, task: Task) -> None:
     data = make_data(shared_cache, base, task, objective__lookahead__weight=1.0, objective__lookahead__candidates=5)
-    assert -1 < data.summary["targets/gap_closed"] < 1
+    assert np.isfinite(data.summary["targets/gap_closed"])
     rows = dataclasses.replace(
         data.rows,
         prompt_index_N=np.array([0, 0, 0, 0, 5, 5]),

@@ -72,7 +72,7 @@ def test_scores_of_other_texts_are_not_used(cache: Path, base: BaseLM) -> None:
 
 def test_another_oracle_scores_the_same_texts(cache: Path, base: BaseLM, monkeypatch: pytest.MonkeyPatch) -> None:
     collect(base, Contains(), make_store(cache, base))
-    monkeypatch.setattr(collecting, "sample", lambda *args: pytest.fail("sampled again"))
+    monkeypatch.setattr(collecting, "sample", lambda *_, **__: pytest.fail("sampled again"))
     oracle = Contains("2")
     other = make_store(cache, base, oracle)
     assert other.missing_blocks() == [0, 1, 2, 3]
@@ -100,7 +100,7 @@ def test_a_failing_oracle_loses_nothing(
     assert store.missing_blocks() == [2, 3]
     sampled = []
     real = collecting.sample
-    monkeypatch.setattr(collecting, "sample", lambda *args: sampled.append(1) or real(*args))
+    monkeypatch.setattr(collecting, "sample", lambda *args, **named: sampled.append(1) or real(*args, **named))
     collect(base, Contains(), make_store(cache, base))
     assert len(sampled) == 1
     assert content(store).items() >= whole.items()

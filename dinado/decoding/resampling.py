@@ -50,14 +50,14 @@ def resample(
     truncated: str = "fail",
     budget: int | None = None,
     seed: int = 0,
-    start: int = 0,
+    offset: int = 0,
 ) -> list[Answer]:
     """Return a text for each prompt, chosen among K.
 
     Args:
         texts: K.
         budget: largest number of texts of a prompt; K more are drawn as long as none is accepted. None draws K.
-        start: number of the first prompt, which names its random streams.
+        offset: number of the first prompt, which names its random streams.
 
     Raises:
         ValueError: K is not positive, or larger than the budget.
@@ -81,14 +81,14 @@ def resample(
             seed=seed,
             first=first,
             places=waiting,
-            start=start,
+            offset=offset,
         )
         for place, one in zip(waiting, found, strict=True):
             last[place] = one
             drawn[place] += texts
             tokens[place] += sum(one.samples.num_tokens)
         waiting = [place for place in waiting if not last[place].any_accepted]
-    return [answer(last[place], start + place, drawn[place], tokens[place], seed) for place in range(len(prompts))]
+    return [answer(last[place], offset + place, drawn[place], tokens[place], seed) for place in range(len(prompts))]
 
 
 def answer(found: WeightedTexts, place: int, num_texts: int, num_tokens: int, seed: int) -> Answer:

@@ -53,7 +53,7 @@ def draw_weighted(
     seed: int,
     first: int = 0,
     places: Sequence[int] | None = None,
-    start: int = 0,
+    offset: int = 0,
 ) -> list[WeightedTexts]:
     """Draw and weigh K texts for each prompt; a prompt is encoded once for all of them.
 
@@ -62,7 +62,7 @@ def draw_weighted(
         truncated: the rule for texts that the budget cuts off: `fail` or `score`.
         first: number of texts of each prompt that were drawn before; their random streams are not used again.
         places: positions of the prompts to draw for; None for all.
-        start: number of the first prompt, which names its random streams.
+        offset: number of the first prompt, which names its random streams.
     """
     places = range(len(prompts)) if places is None else places
     drawn = sample_and_judge(
@@ -77,7 +77,7 @@ def draw_weighted(
         places=places,
         stream="exact decoding",
         first=first,
-        start=start,
+        offset=offset,
         block=max(1, ROWS // texts),
     )
     return [WeightedTexts.of(drawn.take(range(i * texts, (i + 1) * texts))) for i in range(len(places))]

@@ -117,7 +117,7 @@ def sample_and_judge(
     block: int = 16,
     stream: str = "evaluation",
     first: int = 0,
-    start: int = 0,
+    offset: int = 0,
 ) -> JudgedSamples:
     """Sample ``per_prompt`` responses to each prompt from a model (the base itself, or a ControlledLM) and judge them.
 
@@ -128,7 +128,7 @@ def sample_and_judge(
         block: number of prompts that are sampled together.
         stream: name of the random streams.
         first: number of the first response to each prompt; those before it have streams of their own.
-        start: number of the first prompt.
+        offset: number of the first prompt, which names its random streams.
     """
     places = range(len(prompts)) if places is None else places
     temperature = base.temperature if model is base.model else 1.0
@@ -142,7 +142,7 @@ def sample_and_judge(
             ids_PS,
             mask_PS,
             base.eos_ids,
-            uniforms([start + place for place in here], per_prompt, max_new_tokens, seed, stream, first=first),
+            uniforms([offset + place for place in here], per_prompt, max_new_tokens, seed, stream, first=first),
         )
         texts = [base.decode(tokens) for tokens in samples.tokens]
         rows = [some[p] for p in samples.prompt_of]
