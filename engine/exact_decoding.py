@@ -73,7 +73,9 @@ def show_exact(console: Console, numbers: dict[str, Any], kl_of_one: float) -> N
     each = numbers["tokens_per_text"] / numbers["texts"]
     kl = f"KL(q*||q) {kl_of_one:.2f}"
     shown.add_row("the model's text", f"{numbers['success_of_one']:.3f}", Text(kl), f"{each:.0f}")
-    bound = f"at most {numbers['kl_bound']:.2f} [{numbers['kl_bound_low']:.2f}, {numbers['kl_bound_high']:.2f}]"
+    bound = f"at most {numbers['kl_bound']:.2f}"
+    if math.isfinite(numbers["kl_bound_low"]):  # a single prompt has no interval over prompts
+        bound += f" [{numbers['kl_bound_low']:.2f}, {numbers['kl_bound_high']:.2f}]"
     success = f"{numbers['success']:.3f} [{numbers['success_low']:.3f}, {numbers['success_high']:.3f}]"
     shown.add_row("the chosen text", success, Text(bound), f"{numbers['tokens_per_text']:.0f}")
     console.print(shown)
