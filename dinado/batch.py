@@ -7,11 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from itertools import chain
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.utils.rnn import pad_sequence
 
 
 @dataclass
@@ -100,15 +101,17 @@ class RolloutBatch:
     ) -> RolloutBatch:
         """Build a batch from response tokens alone, without verdicts, on the device of the prompts."""
         device = prompt_ids_PS.device
-        responses = [torch.tensor(row, device=device) for row in tokens]
-        response_BT = pad_sequence(responses, batch_first=True)
+        length_B = np.fromiter(map(len, tokens), int, len(tokens))
+        mask_BT = np.arange(length_B.max(initial=0)) < length_B[:, None]
+        response_BT = np.zeros(mask_BT.shape, dtype=np.int64)
+        response_BT[mask_BT] = np.fromiter(chain.from_iterable(tokens), np.int64, int(length_B.sum()))
         one_B = torch.ones(len(tokens), device=device)
         return cls(
             prompt_ids_PS=prompt_ids_PS,
             prompt_mask_PS=prompt_mask_PS,
             prompt_of_row_B=torch.tensor(prompt_of, device=device),
-            response_BT=response_BT,
-            response_mask_BT=pad_sequence([torch.ones_like(row) for row in responses], batch_first=True),
+            response_BT=torch.from_numpy(response_BT).to(device),
+            response_mask_BT=torch.from_numpy(mask_BT.astype(np.int64)).to(device),
             log_p_BT=torch.zeros(response_BT.shape, device=device),
             score_B=one_B,
             weight_B=one_B,

@@ -16,9 +16,10 @@ from dinado.bases.causal import BaseLM
 from dinado.bases.markov import build_markov
 from dinado.batch import RolloutBatch
 from dinado.control.controlled_lm import ControlledLM
+from dinado.decoding.answers import Answer
 from dinado.decoding.bounds import kl_bound, log_z_above, log_z_below
 from dinado.decoding.log_weights import chosen, effective_number, log_mean
-from dinado.decoding.resampling import Answer, resample
+from dinado.decoding.resampling import resample
 from dinado.decoding.weighted_texts import draw_weighted
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt

@@ -51,6 +51,7 @@ class PrefixCritic:
         self._max_new_tokens = max_new_tokens
         self._ending_V = _ending_shares(tokens, eos_ids)
         self._root_N = others_success(score_N, weight_N, prompt_index_N)
+        self._success = float(np.average(score_N, weights=weight_N).clip(1e-4, 1 - 1e-4))
         length_N = torch.tensor([len(row_T) for row_T in tokens])
         facts_MF = torch.from_numpy(
             np.concatenate(
@@ -81,6 +82,19 @@ class PrefixCritic:
     def after_others(self, row: int, progress_T: np.ndarray) -> Tensor:
         """Return R after any other token, which makes no progress and ends nothing, ``[T]``."""
         return self._value(progress_T, np.zeros(len(progress_T)), np.arange(1, len(progress_T) + 1), row)
+
+    def of_prefixes(self, progress_N: np.ndarray, last_N: np.ndarray, used_N: np.ndarray) -> Tensor:
+        """Return R of unfinished responses to prompts without rollouts of their own, ``[N]``.
+
+        Args:
+            progress_N: oracle progress of each response.
+            last_N: its last token.
+            used_N: its number of tokens, at least 1.
+        """
+        ending_N = self._ending_V[np.minimum(last_N, len(self._ending_V) - 1)]
+        facts_NF = torch.from_numpy(self._facts(progress_N, ending_N, used_N, self._success))
+        with torch.no_grad():
+            return self._network(facts_NF)[..., 0].sigmoid()
 
     def _ending_before(self, tokens_T: np.ndarray) -> np.ndarray:
         return np.concatenate([[0.0], self._ending_V[tokens_T[:-1]]])

@@ -8,19 +8,23 @@ from __future__ import annotations
 import math
 
 import numpy as np
-from scipy.special import logsumexp
+
+
+def log_sum(log_weight_K: np.ndarray) -> float:
+    """Compute the log of the summed weights; -inf if all are 0."""
+    return float(np.logaddexp.reduce(log_weight_K))
 
 
 def log_mean(log_weight_K: np.ndarray) -> float:
     """Compute the log of the mean weight, an estimate of log Z that is too small on average; -inf if all are 0."""
-    return float(logsumexp(log_weight_K)) - math.log(len(log_weight_K))
+    return log_sum(log_weight_K) - math.log(len(log_weight_K))
 
 
 def effective_number(log_weight_K: np.ndarray) -> float:
     """Compute (sum w)^2 / sum w^2, the number of equally weighted texts that are worth as much; 0 if all are 0."""
     if np.isneginf(log_weight_K).all():
         return 0.0
-    return math.exp(2 * float(logsumexp(log_weight_K)) - float(logsumexp(2 * log_weight_K)))
+    return math.exp(2 * log_sum(log_weight_K) - log_sum(2 * log_weight_K))
 
 
 def chosen(log_weight_K: np.ndarray, uniform: float) -> int:

@@ -7,37 +7,12 @@ mean weight of K texts (dinado/decoding/bounds.py).
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 
 from dinado.control.controlled_lm import ControlledLM
-from dinado.decoding.log_weights import chosen, effective_number, log_mean
+from dinado.decoding.answers import Answer, choose_one
 from dinado.decoding.weighted_texts import WeightedTexts, draw_weighted
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
-from dinado.seeding import uniform_numbers
-
-
-@dataclass(frozen=True)
-class Answer:
-    """A text that was chosen for a prompt.
-
-    Attributes:
-        text, tokens: the text, and its token ids.
-        accepted: whether the oracle accepts it; if not, none of the texts that were drawn was accepted.
-        score: the verdict.
-        num_texts, num_tokens: texts and tokens that were sampled for it.
-        effective: effective number of the texts that it was chosen from.
-        log_z: log of their mean weight, an estimate of log R(c); -inf if none was accepted.
-    """
-
-    text: str
-    tokens: Sequence[int]
-    accepted: bool
-    score: float
-    num_texts: int
-    num_tokens: int
-    effective: float
-    log_z: float
 
 
 def resample(
@@ -88,20 +63,4 @@ def resample(
             drawn[place] += texts
             tokens[place] += sum(one.samples.num_tokens)
         waiting = [place for place in waiting if not last[place].any_accepted]
-    return [answer(last[place], offset + place, drawn[place], tokens[place], seed) for place in range(len(prompts))]
-
-
-def answer(found: WeightedTexts, place: int, num_texts: int, num_tokens: int, seed: int) -> Answer:
-    """Choose one of K weighted texts in proportion to its weight."""
-    index = chosen(found.log_weight_K, float(uniform_numbers(1, seed, "choice", place)[0]))
-    samples = found.samples
-    return Answer(
-        text=samples.texts[index],
-        tokens=samples.tokens[index],
-        accepted=found.any_accepted,
-        score=samples.score[index],
-        num_texts=num_texts,
-        num_tokens=num_tokens,
-        effective=effective_number(found.log_weight_K),
-        log_z=log_mean(found.log_weight_K),
-    )
+    return [choose_one(last[place], offset + place, drawn[place], tokens[place], seed) for place in range(len(prompts))]
