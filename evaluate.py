@@ -5,11 +5,13 @@ python evaluate.py base quickstart            the base of an experiment, before 
 python evaluate.py runs/... eval.samples_per_prompt=32 alpha=1.5
 python evaluate.py runs/... --where           which tokens the distance to q* comes from
 python evaluate.py runs/... --exact 16        how near one text chosen among 16 comes to q*
+python evaluate.py runs/... --exact 16 --decoder smc
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Literal
 
 from dinado.errors import ConfigError
 from workbench import cli
@@ -19,7 +21,9 @@ from workbench.settings import loader
 
 WHERE = cli.Option("where", "Show which kinds of tokens and positions the distances come from.")
 EXACT = cli.Option("exact", "Measure texts that are chosen among K of the model in proportion to p C / q.", "K")
-OPTIONS = [WHERE, EXACT, cli.JSON]
+DECODER = cli.Option("decoder", "How --exact chooses: sir (default), smc, or qrs, whose dial is measured.", "NAME")
+DECODERS: tuple[Literal["sir", "smc", "qrs"], ...] = ("sir", "smc", "qrs")
+OPTIONS = [WHERE, EXACT, DECODER, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -30,7 +34,7 @@ def main(arguments: cli.Arguments) -> int:
     quiet = arguments.flag(cli.JSON)
     if arguments.positional[0] == "base":
         cli.only(arguments, 2)
-        if arguments.value(EXACT):
+        if arguments.value(EXACT) or arguments.value(DECODER):
             raise ConfigError("--exact chooses among texts of a trained run; best-of-n of a base is in its table")
         if arguments.flag(WHERE):
             raise ConfigError("--where explains a trained run; a base has no distance of its own to explain")
@@ -44,10 +48,15 @@ def main(arguments: cli.Arguments) -> int:
         cli.only(arguments, 1)
         folder = find_run(arguments.positional[0])
         loaded = loader.from_run_folder(folder.path, arguments.overrides)
+        exact = cli.number(arguments, EXACT, int, None, least=1)
+        decoder = cli.choice(arguments, DECODER, DECODERS)
+        if exact is None and arguments.value(DECODER):
+            raise ConfigError("--decoder belongs to --exact K; add it")
         from engine.evaluate_alone import evaluate_run
 
-        exact = cli.number(arguments, EXACT, int, None, least=1)
-        numbers = evaluate_run(loaded.config, folder, quiet=quiet, explain=arguments.flag(WHERE), exact=exact)
+        numbers = evaluate_run(
+            loaded.config, folder, quiet=quiet, explain=arguments.flag(WHERE), exact=exact, decoder=decoder
+        )
         numbers |= {"run_dir": str(folder.path)}
     if quiet:
         cli.print_json(numbers)

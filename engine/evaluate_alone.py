@@ -18,7 +18,7 @@ from engine.checkpoints import read_checkpoint
 from engine.console import run_console
 from engine.devices import device_of
 from engine.evaluation import base_rows, evaluate_method
-from engine.exact_decoding import exact_numbers, show_exact
+from engine.exact_decoding import Decoder, exact_numbers, show_exact
 from engine.explained_distance import check_where, show_where, where
 from engine.restoring import build_base, build_world, check_and_load
 from engine.results import show_results
@@ -28,13 +28,20 @@ from workbench.settings.config import Config
 
 
 def evaluate_run(
-    config: Config, folder: RunFolder, *, quiet: bool, explain: bool = False, exact: int | None = None
+    config: Config,
+    folder: RunFolder,
+    *,
+    quiet: bool,
+    explain: bool = False,
+    exact: int | None = None,
+    decoder: Decoder = "sir",
 ) -> dict[str, Any]:
     """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit.
 
     Args:
         explain: show which tokens the distances come from, and return that as ``where``.
         exact: also measure texts chosen among so many, and return that as ``exact``.
+        decoder: how these are chosen.
     """
     console = run_console(quiet)
     if explain:
@@ -59,8 +66,7 @@ def evaluate_run(
         numbers["where"] = where(method, data, task, report.after)
         show_where(console, numbers["where"])
     if exact is not None:
-        with console.status("choosing among texts"):
-            numbers["exact"] = exact_numbers(method, data, task, exact)
+        numbers["exact"] = exact_numbers(method, data, task, exact, decoder, progress=config.trainer.progress)
         show_exact(console, numbers["exact"], numbers["val/kl_to_optimum"])
     return numbers
 

@@ -72,24 +72,6 @@ def where(
     return rows(optimum, cost) if optimum.by_kind.weight and cost.by_kind.weight else []
 
 
-@torch.no_grad()
-def accepted_log_weights(method: RolloutMethod, data: RolloutDataModule) -> dict[int, list[float]]:
-    """Compute log p C / q of every accepted held-out rollout, by the position of its prompt."""
-    found: dict[int, list[float]] = {}
-    with method.base.in_step():
-        for batch in data.val_dataloader():
-            if not batch.weight_total or not (kept := _accepted_rows(batch)):
-                continue
-            here = batch.to(method.base.device)
-            held_out = method.terms(here).held_out
-            assert held_out.log_p_BT is not None, "held-out rollouts are drawn from the base"
-            ratio_B = ((held_out.log_p_BT - held_out.log_q_BT).double() * here.response_mask_BT).sum(1)
-            weight_B = (ratio_B + here.score_B.double().log()).tolist()
-            for row, place in kept:
-                found.setdefault(place, []).append(weight_B[row])
-    return found
-
-
 def show_where(console: Console, table: list[dict[str, float | str]]) -> None:
     """Print the table, whose two groups of rows add up to the same sums."""
     if not table:

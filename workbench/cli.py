@@ -31,6 +31,7 @@ DISK_ERRORS = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EFBIG, errno.EIO, 
 
 N = TypeVar("N", int, float)
 D = TypeVar("D")
+C = TypeVar("C", bound=str)
 
 
 @dataclass(frozen=True)
@@ -196,6 +197,19 @@ def number(arguments: Arguments, option: Option, kind: type[N], default: D, leas
     if not math.isfinite(value) or (least is not None and value < least):
         raise ConfigError(f"--{option.name} {text}: give {wanted}")
     return value
+
+
+def choice(arguments: Arguments, option: Option, choices: tuple[C, ...]) -> C:
+    """Return the value of an option that is one of a few words, the first of them when it was not given.
+
+    Raises:
+        ConfigError: the value is another word.
+    """
+    text = arguments.value(option)
+    for word in choices:
+        if text in (None, word):
+            return word
+    raise ConfigError(f"--{option.name} {text}: choose {', '.join(choices[:-1])} or {choices[-1]}")
 
 
 def print_json(record: Mapping[str, Any]) -> None:

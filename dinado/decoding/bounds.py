@@ -32,6 +32,19 @@ def kl_bound(log_r: float, log_z_G: np.ndarray) -> float:
     return log_r - math.log(len(found) / len(log_z_G)) - float(found.mean())
 
 
+def kl_of_returned(log_r: float, success: float, log_z_YM: np.ndarray) -> float:
+    """Estimate KL(q*||returned), given that a text is accepted, in nats; too large on average for a finite M.
+
+    It is -E_{q*} log(R E[1 / Z_K] / P(S)).
+
+    Args:
+        success: P(S), the probability that a group has an accepted text.
+        log_z_YM: for each text of q*, log mean weights of groups that it is retained in.
+    """
+    log_inverse_Y = np.array([log_mean(-log_z_M) for log_z_M in log_z_YM])
+    return math.log(success) - log_r - float(log_inverse_Y.mean())
+
+
 def log_z_below(log_z_G: np.ndarray) -> float:
     """Compute E log Z_K, which is at most log Z; -inf if a group has no accepted text."""
     return float(log_z_G.mean())

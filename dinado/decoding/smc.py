@@ -55,7 +55,7 @@ def smc(
     model: ControlledLM,
     oracle: Oracle,
     prompts: Sequence[Prompt],
-    twist: Twist,
+    twist: Twist | None,
     settings: SMCSettings,
     *,
     max_new_tokens: int,
@@ -71,13 +71,19 @@ def smc(
     A prompt is encoded once for all its particles, and all particles of a block of prompts are one batch.
 
     Args:
+        twist: None where nothing is resampled on the way.
         truncated: the rule for texts that the budget cuts off: `fail` or `score`.
         first: number of texts of each prompt that were drawn before; their random streams are not used again.
         places: positions of the prompts to draw for, with repeats for several sets of particles; None for all.
         offset: number of the first prompt, which names its random streams.
         retained: a text of q* for each place. It is kept among the particles, which makes the mean weight an estimate
             of R(c) that is too large on average (conditional SMC), so that with the other the truth is enclosed.
+
+    Raises:
+        ValueError: particles are to be resampled without a twist.
     """
+    if twist is None and settings.threshold > 0:
+        raise ValueError("resampling on the way needs a twist; with threshold=0 there is none")
     places = range(len(prompts)) if places is None else places
     block, found = max(1, ROWS // settings.particles), []
     seen: dict[int, int] = {}
@@ -119,7 +125,7 @@ class _Run:
 
     def texts(
         self,
-        twist: Twist,
+        twist: Twist | None,
         seed: int,
         names: Sequence[int],
         firsts: Sequence[int],
