@@ -22,8 +22,9 @@ from workbench.settings import loader
 WHERE = cli.Option("where", "Show which kinds of tokens and positions the distances come from.")
 EXACT = cli.Option("exact", "Measure texts that are chosen among K of the model in proportion to p C / q.", "K")
 DECODER = cli.Option("decoder", "How --exact chooses: sir (default), smc, or qrs, whose dial is measured.", "NAME")
+FIGURE = cli.Option("figure", "Draw the dial of --decoder qrs to this .svg, .png or .pdf file.", "FILE")
 DECODERS: tuple[Literal["sir", "smc", "qrs"], ...] = ("sir", "smc", "qrs")
-OPTIONS = [WHERE, EXACT, DECODER, cli.JSON]
+OPTIONS = [WHERE, EXACT, DECODER, FIGURE, cli.JSON]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -34,7 +35,7 @@ def main(arguments: cli.Arguments) -> int:
     quiet = arguments.flag(cli.JSON)
     if arguments.positional[0] == "base":
         cli.only(arguments, 2)
-        if arguments.value(EXACT) or arguments.value(DECODER):
+        if any(arguments.value(option) for option in (EXACT, DECODER, FIGURE)):
             raise ConfigError("--exact chooses among texts of a trained run; best-of-n of a base is in its table")
         if arguments.flag(WHERE):
             raise ConfigError("--where explains a trained run; a base has no distance of its own to explain")
@@ -52,10 +53,14 @@ def main(arguments: cli.Arguments) -> int:
         decoder = cli.choice(arguments, DECODER, DECODERS)
         if exact is None and arguments.value(DECODER):
             raise ConfigError("--decoder belongs to --exact K; add it")
+        figure = arguments.value(FIGURE)
+        if figure is not None and decoder != "qrs":
+            raise ConfigError("--figure draws the dial of --decoder qrs; add it")
         from engine.evaluate_alone import evaluate_run
 
+        where = arguments.flag(WHERE)
         numbers = evaluate_run(
-            loaded.config, folder, quiet=quiet, explain=arguments.flag(WHERE), exact=exact, decoder=decoder
+            loaded.config, folder, quiet=quiet, explain=where, exact=exact, decoder=decoder, figure=figure
         )
         numbers |= {"run_dir": str(folder.path)}
     if quiet:

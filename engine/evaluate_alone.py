@@ -17,11 +17,13 @@ from engine.before_sampling import check_held_out
 from engine.checkpoints import read_checkpoint
 from engine.console import run_console
 from engine.devices import device_of
+from engine.dial_figure import check_figure, draw_dial
 from engine.evaluation import base_rows, evaluate_method
 from engine.exact_decoding import Decoder, exact_numbers, show_exact
 from engine.explained_distance import check_where, show_where, where
 from engine.restoring import build_base, build_world, check_and_load
 from engine.results import show_results
+from engine.run_twist import rollouts_for_twist
 from lightning_modules.build_method import build_method
 from workbench.run_folder import RunFolder
 from workbench.settings.config import Config
@@ -35,6 +37,7 @@ def evaluate_run(
     explain: bool = False,
     exact: int | None = None,
     decoder: Decoder = "sir",
+    figure: str | None = None,
 ) -> dict[str, Any]:
     """Evaluate a trained run anew; settings may differ from those of training as far as the weights still fit.
 
@@ -42,13 +45,18 @@ def evaluate_run(
         explain: show which tokens the distances come from, and return that as ``where``.
         exact: also measure texts chosen among so many, and return that as ``exact``.
         decoder: how these are chosen.
+        figure: file to draw the dial of ``qrs`` to.
     """
     console = run_console(quiet)
     if explain:
         check_where(config)
+    if figure is not None:
+        check_figure(figure)
     folder.make_importable()
     task, base = build_task(config), build_base(config, folder.started())
     check_held_out(config, base, task)
+    if decoder == "smc":
+        rollouts_for_twist(config, base, task)
     # Before adapters are injected into the base, because the world is enumerated from p.
     world = build_world(config, base)
     base.model.to(device_of(config.trainer))
@@ -67,6 +75,8 @@ def evaluate_run(
         show_where(console, numbers["where"])
     if exact is not None:
         numbers["exact"] = exact_numbers(method, data, task, exact, decoder, progress=config.trainer.progress)
+        if figure is not None:
+            draw_dial(numbers["exact"]["dial"], figure)
         show_exact(console, numbers["exact"], numbers["val/kl_to_optimum"])
     return numbers
 

@@ -47,11 +47,13 @@ class Drawn(NamedTuple):
     Attributes:
         texts: all texts; for particles, one entry per prompt and group.
         weight_PGK: log weights by group; independent texts are divided into groups several times.
+        exact: log weights of accepted held-out rollouts of each prompt; empty with particles.
         above: log mean weights of groups with an exact text, for each prompt that has one.
     """
 
     texts: list[WeightedTexts]
     weight_PGK: np.ndarray
+    exact: list[np.ndarray]
     above: list[float]
 
 
@@ -98,7 +100,7 @@ def exact_numbers(
     numbers |= _named("success", rate_interval(found_PG.mean(1), GROUPS))
     numbers |= _named("kl_bound", mean_interval(known_P) if len(known_P) else Interval(math.nan, math.nan, math.nan))
     if decoder == "qrs":
-        numbers["dial"] = [point._asdict() for point in _dial(drawn.texts)]
+        numbers["dial"] = [point._asdict() for point in _dial(drawn, log_r_P)]
     return numbers
 
 
@@ -120,6 +122,7 @@ def _draw(
     blocks = [range(start, min(start + size, len(prompts))) for start in range(0, len(prompts), size)]
     found: list[WeightedTexts] = []
     weights: list[np.ndarray] = []
+    weights_of_exact: list[np.ndarray] = []
     above: list[float] = []
     for block in track(blocks, "choosing among texts", transient=True, disable=not progress):
         asked = [place for place in block for _ in exact.get(place, [])]
@@ -137,13 +140,15 @@ def _draw(
         pinned = smc(model, task.oracle, prompts, twist, settings, places=asked, retained=retained, **common)
         for place, groups_GK in zip(block, groups, strict=True):
             mine = [one.log_weight_K for one, of in zip(pinned, asked, strict=True) if of == place]
+            if twist is None:
+                weights_of_exact.append(np.concatenate(mine) if mine else np.array([]))
             if mine and twist is None:
-                above.append(log_z_above(np.concatenate(mine), groups_GK[:GROUPS]))
+                above.append(log_z_above(weights_of_exact[-1], groups_GK[:GROUPS]))
             elif mine:
                 above.append(float(np.mean([log_mean(log_weight_K) for log_weight_K in mine])))
         weights += groups
         found += some
-    return Drawn(found, np.stack(weights), above)
+    return Drawn(found, np.stack(weights), weights_of_exact, above)
 
 
 def _groups(log_weight_M: np.ndarray, size: int, random: np.random.Generator) -> np.ndarray:
@@ -162,11 +167,15 @@ def _accepted(data: RolloutDataModule) -> dict[int, list[list[int]]]:
     return found
 
 
-def _dial(drawn: Sequence[WeightedTexts]) -> list[DialPoint]:
-    """Return points of the dial from the smallest to the largest weight that occurs."""
-    weights = [one.log_weight_K for one in drawn]
-    finite = np.concatenate([log_weight_K[np.isfinite(log_weight_K)] for log_weight_K in weights])
-    return dial(weights, np.linspace(finite.min(), finite.max(), DIAL).tolist()) if len(finite) else []
+def _dial(drawn: Drawn, log_r_P: np.ndarray) -> list[DialPoint]:
+    """Return points of the dial from the smallest to the largest weight that occurs, over prompts with exact texts."""
+    known = [place for place, exact_A in enumerate(drawn.exact) if len(exact_A)]
+    weights = [drawn.texts[place].log_weight_K for place in known]
+    finite = [log_weight for log_weight_K in weights for log_weight in log_weight_K if math.isfinite(log_weight)]
+    if not finite:
+        return []
+    log_betas = np.linspace(min(finite), max(finite), DIAL).tolist()
+    return dial(weights, log_betas, [drawn.exact[place] for place in known], [float(log_r_P[place]) for place in known])
 
 
 def _named(name: str, interval: Interval) -> dict[str, float]:

@@ -13,14 +13,17 @@ import torch
 from datamodules.run_stores import RunStores
 from datamodules.tasks import Task
 from datamodules.weighing import weighted_rows
+from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.control.prefix_critic import PrefixCritic
 from dinado.decoding.twists import LEAST, CriticTwist, Twist
 from dinado.errors import ConfigError
 from dinado.prompt import Prompt
 from dinado.rollouts.drawn import read_rounds
+from dinado.rollouts.rollout_store import RolloutStore
 from lightning_modules.rollout_method import RolloutMethod
 from lightning_modules.value_method import ValueMethod
+from workbench.settings.config import Config
 from workbench.settings.derived import looks_ahead
 
 
@@ -44,6 +47,21 @@ class ValueTwist:
         return log_r_BT.gather(1, last_B1)[:, 0].double().clamp(LEAST, 0.0).cpu().numpy()
 
 
+def rollouts_for_twist(config: Config, base: BaseLM, task: Task) -> list[RolloutStore]:
+    """Return the stores of the rollouts that a run's twist is made of.
+
+    Raises:
+        ConfigError: they are not in the cache.
+    """
+    stores = RunStores(config, base, task).first()
+    if not stores or not all(store.is_complete() for store in stores):
+        raise ConfigError(
+            f"--decoder smc reads the rollouts that the run was trained on, and data.cache={config.data.cache} does "
+            "not hold them; name the run's cache, or take --decoder sir"
+        )
+    return stores
+
+
 def twist_of(method: RolloutMethod, task: Task) -> Twist:
     """Return the twist of a run: its values, or, where they are no news (Hard, SFT), a critic from its first rollouts.
 
@@ -51,12 +69,7 @@ def twist_of(method: RolloutMethod, task: Task) -> Twist:
         ConfigError: the run's training rollouts, which this needs, are not in the cache.
     """
     config, base = method.config, method.base
-    stores = RunStores(config, base, task).first()
-    if not stores or not all(store.is_complete() for store in stores):
-        raise ConfigError(
-            f"--decoder smc reads the rollouts that the run was trained on, and data.cache={config.data.cache} does "
-            "not hold them; name the run's cache, or take --decoder sir"
-        )
+    stores = rollouts_for_twist(config, base, task)
     drawn = read_rounds(stores)
     rows, _ = weighted_rows(drawn, config.targets)
     if isinstance(method, ValueMethod) and not method.telescopes:

@@ -65,8 +65,38 @@ def test_the_bound_falls_with_the_number_of_texts(run: str, command: Command) ->
     assert many["kl_bound"] < one["kl_bound"] and many["tokens_per_text"] > 10 * one["tokens_per_text"]
     # Both are estimated, of a single prompt.
     assert many["log_z_above"] > many["log_r"] - 0.4
-    assert "chosen in proportion to p C / q" in found[16].err and "nan" not in found[16].err
+    assert "One of 16 texts, chosen in proportion to its weight" in found[16].err and "nan" not in found[16].err
     assert not math.isnan(many["kl_bound"])
+
+
+def test_particles_are_measured(run: str, command: Command) -> None:
+    found = command(evaluate, run, "--exact", "16", "--decoder", "smc", "--json")
+    numbers = found.json["exact"]
+    assert numbers["decoder"] == "smc" and numbers["success"] > 0.9 and "One of 16 particles" in found.err
+    assert -0.5 < numbers["kl_bound"] < 1.5 and numbers["log_z_above"] > numbers["log_r"] - 0.4
+
+
+def test_the_dial_is_measured_and_drawn(run: str, command: Command, tmp_path: Path) -> None:
+    figure = tmp_path / "dial.svg"
+    found = command(evaluate, run, "--exact", "16", "--decoder", "qrs", "--figure", str(figure), "--json")
+    points = found.json["exact"]["dial"]
+    assert len(points) == 7 and "log beta" in found.err and "</svg>" in figure.read_text()
+    rates, distances = [point["rate"] for point in points], [point["kl"] for point in points]
+    assert rates == sorted(rates, reverse=True) and distances[0] > distances[-1]
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["--decoder", "smc"], "--decoder belongs to --exact K"),
+        (["--exact", "4", "--decoder", "best"], "--decoder best: choose sir, smc or qrs"),
+        (["--exact", "4", "--figure", "x.svg"], "--figure draws the dial of --decoder qrs"),
+        (["--exact", "4", "--decoder", "qrs", "--figure", "x.txt"], "--figure x.txt: name a .svg, .png or .pdf file"),
+        (["--exact", "4", "--decoder", "smc", "data.cache=nowhere"], "data.cache=nowhere does not hold them"),
+    ],
+)
+def test_mistakes_of_measuring(run: str, command: Command, words: list[str], says: str) -> None:
+    assert says in command(evaluate, run, *words).error
 
 
 @pytest.mark.parametrize(

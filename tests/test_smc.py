@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections import Counter
 from collections.abc import Sequence
@@ -10,10 +9,8 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from helpers import random_network
+from decoding_case import TEXTS, Likes, Never, T, controlled, log_p_of_all, target
 
-from dinado.bases.causal import BaseLM
-from dinado.bases.markov import build_markov
 from dinado.batch import RolloutBatch
 from dinado.control.controlled_lm import ControlledLM
 from dinado.decoding.answers import choose_one
@@ -26,22 +23,6 @@ from dinado.decoding.weighted_texts import WeightedTexts
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 
-V, T = 4, 4
-TEXTS = [[*p, 0] for i in range(T) for p in itertools.product(range(1, V), repeat=i)]
-TEXTS += [list(p) for p in itertools.product(range(1, V), repeat=T)]
-
-
-class Likes(Oracle):
-    """Accepts texts with a 2, and others with a 3 by a fifth."""
-
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        return [1.0 if "2" in text else 0.2 if "3" in text else 0.0 for text in texts]
-
-
-class Never(Oracle):
-    def score(self, prompts: Sequence[Prompt], texts: Sequence[str]) -> list[float]:
-        return [0.0] * len(texts)
-
 
 def rough(batch: RolloutBatch, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> np.ndarray:
     """A twist that is of some use, and wrong by a factor of its own for every prefix."""
@@ -50,22 +31,7 @@ def rough(batch: RolloutBatch, prompts: Sequence[Prompt], tokens: Sequence[Seque
 
 @pytest.fixture(scope="module")
 def model() -> ControlledLM:
-    return ControlledLM(random_network(BaseLM(*build_markov(V, seed=3))))
-
-
-def log_p_of_all(model: ControlledLM) -> np.ndarray:
-    base = model.base
-    ids, mask = base.encode_prompts([Prompt("0", "")])
-    return base.log_probs(RolloutBatch.unjudged(ids, mask, [0] * len(TEXTS), TEXTS)).double().sum(1).numpy()
-
-
-def target(model: ControlledLM, truncated: str) -> tuple[np.ndarray, float]:
-    """q* of every text, and R."""
-    verdicts = np.array(Likes().score([], [model.base.decode(text) for text in TEXTS]))
-    if truncated == "fail":
-        verdicts *= [text[-1] == 0 for text in TEXTS]
-    joint = np.exp(log_p_of_all(model)) * verdicts
-    return joint / joint.sum(), float(joint.sum())
+    return controlled()
 
 
 def run(

@@ -39,32 +39,48 @@ class DialPoint(NamedTuple):
     kl: float
 
 
-def dial_point(log_weight_K: np.ndarray, log_beta: float) -> DialPoint:
-    """Estimate cost and distance of a beta from weighted texts of q; NaN for the distance if none is accepted.
+def dial_point(
+    log_weight_K: np.ndarray, log_beta: float, exact_A: np.ndarray | None = None, log_r: float | None = None
+) -> DialPoint:
+    """Estimate cost and distance of a beta from weighted texts of q; NaN for the distance if nothing is accepted.
 
-    Both are consistent, and near the largest weights, where few texts decide, too small by chance.
+    Args:
+        exact_A: log weights of texts of q*, such as accepted rollouts of the base. Without them its mean is taken over
+            the texts of q by weight, which misses texts that q hardly ever writes: the distance is then too small.
+        log_r: log R(c) if it is known; None estimates it by the mean weight.
     """
+    log_capped = log_mean(np.minimum(log_weight_K, log_beta))
     found_K = log_weight_K[np.isfinite(log_weight_K)]
     if not len(found_K):
         return DialPoint(log_beta, 0.0, math.nan)
-    log_capped = log_mean(np.minimum(log_weight_K, log_beta))
-    share_K = np.exp(found_K - log_sum(found_K))
-    kl = log_capped - log_mean(log_weight_K) + float(share_K @ np.maximum(0.0, found_K - log_beta))
+    if exact_A is None:
+        excess = float(np.exp(found_K - log_sum(found_K)) @ np.maximum(0.0, found_K - log_beta))
+    else:
+        excess = float(np.maximum(0.0, exact_A - log_beta).mean())
+    kl = log_capped - (log_mean(log_weight_K) if log_r is None else log_r) + excess
     return DialPoint(log_beta, math.exp(log_capped - log_beta), kl)
 
 
-def dial(weights: Sequence[np.ndarray], log_betas: Sequence[float]) -> list[DialPoint]:
-    """Estimate the means over prompts of cost and distance at each beta; prompts without an accepted text are left out.
+def dial(
+    weights: Sequence[np.ndarray],
+    log_betas: Sequence[float],
+    exact: Sequence[np.ndarray] | None = None,
+    log_r: Sequence[float] | None = None,
+) -> list[DialPoint]:
+    """Estimate the means over prompts of cost and distance at each beta; see :func:`dial_point`.
 
     Args:
-        weights: log weights of texts of each prompt, ``[K]`` each.
+        weights: log weights of texts of each prompt, ``[K]`` each; a prompt without an accepted one is left out.
+        exact, log_r: log weights of texts of q*, and log R(c), of each prompt.
     """
-    known = [log_weight_K for log_weight_K in weights if np.isfinite(log_weight_K).any()]
+    known = [place for place, log_weight_K in enumerate(weights) if np.isfinite(log_weight_K).any()]
     points = []
     for log_beta in log_betas:
-        each = [dial_point(log_weight_K, log_beta) for log_weight_K in known]
-        rate, kl = (float(np.mean(values)) for values in zip(*((one.rate, one.kl) for one in each), strict=True))
-        points.append(DialPoint(log_beta, rate, kl))
+        each = [
+            dial_point(weights[i], log_beta, None if exact is None else exact[i], None if log_r is None else log_r[i])
+            for i in known
+        ]
+        points.append(DialPoint(log_beta, *(float(np.mean([one[k] for one in each])) for k in (1, 2))))
     return points
 
 
