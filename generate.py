@@ -20,6 +20,7 @@ from __future__ import annotations
 import sys
 
 from dinado.errors import ConfigError
+from engine.decoding_settings import Decoding
 from workbench import cli
 from workbench.launching import check_alone
 from workbench.run_folder import find_run
@@ -61,20 +62,21 @@ def main(arguments: cli.Arguments) -> int:
     budget = cli.number(arguments, BUDGET, int, exact, least=1)
     if exact is not None and budget is not None and budget < exact:
         raise ConfigError(f"--budget {budget}: --exact {exact} draws as many at once; give as many or more")
-    settings = {
-        "mode": mode,
-        "num": cli.number(arguments, NUM, int, 1, least=1),
-        "beams": cli.number(arguments, BEAMS, int, 8, least=1),
-        "alpha": cli.number(arguments, ALPHA, float, None, least=0.0),
-        "max_new_tokens": cli.number(arguments, TOKENS, int, None, least=1),
-        "seed": cli.number(arguments, SEED, int, 0),
-        "choice": None if exact is None else (exact, budget),
-        "verify": arguments.flag(VERIFY),
-    }
-    from engine.generation import read_prompts, write_texts
+    decoding = Decoding(
+        mode=mode,
+        num=cli.number(arguments, NUM, int, 1, least=1),
+        beams=cli.number(arguments, BEAMS, int, 8, least=1),
+        alpha=cli.number(arguments, ALPHA, float, None, least=0.0),
+        max_new_tokens=cli.number(arguments, TOKENS, int, None, least=1),
+        seed=cli.number(arguments, SEED, int, 0),
+        choice=None if exact is None or budget is None else (exact, budget),
+        verify=arguments.flag(VERIFY),
+    )
+    from engine.prompt_input import read_prompts
+    from engine.text_writing import write_texts
 
     prompts = read_prompts(arguments.value(PROMPT), arguments.value(INPUT))
-    records = write_texts(folder.path, prompts, arguments.overrides, output=arguments.value(OUTPUT), **settings)
+    records = write_texts(folder.path, prompts, decoding, arguments.overrides, output=arguments.value(OUTPUT))
     if arguments.flag(cli.JSON):
         cli.print_json({"texts": records, "run_dir": str(folder.path)})
     return 0

@@ -19,7 +19,7 @@ import generate
 import train
 from datamodules.tasks.json_rows import read_rows
 from dinado.errors import CheckpointError, ConfigError, DataError
-from engine.generation import read_prompts
+from engine.prompt_input import read_prompts
 from workbench.run_folder import find_run
 from workbench.run_ids import choose_run_id
 from workbench.settings import loader
