@@ -14,7 +14,8 @@ class Decoding:
         num: texts for each prompt.
         beams: width of the beam search.
         alpha, max_new_tokens: None takes those of the run.
-        choice: K texts to choose each one among, and the most to draw; None writes texts as they come.
+        exact: K texts to choose each one among; None writes texts as they come.
+        budget: the most texts to draw for one with ``exact``.
         verify: leave a chosen text that the oracle rejects empty.
     """
 
@@ -24,5 +25,6 @@ class Decoding:
     alpha: float | None = None
     max_new_tokens: int | None = None
     seed: int = 0
-    choice: tuple[int, int] | None = None
+    exact: int | None = None
+    budget: int | None = None
     verify: bool = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -35,7 +34,7 @@ class Generation:
     """A trained run that answers prompts.
 
     Args:
-        run: the run's folder.
+        folder: the run.
         decoding: how it decodes.
         overrides: settings to change, such as the place of a base that has moved.
 
@@ -45,16 +44,16 @@ class Generation:
         budget: largest number of tokens in a text.
     """
 
-    def __init__(self, run: Path, decoding: Decoding, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, folder: RunFolder, decoding: Decoding, overrides: Sequence[str] = ()) -> None:
         self.decoding = decoding
-        self.method: RolloutMethod = restore_method(run, overrides=overrides)
+        self.method: RolloutMethod = restore_method(folder, overrides=overrides)
         config = self.method.config
         self.method.to(device_of(config.trainer))
         self.model = self.method.controlled(decoding.alpha)
         self.budget = decoding.max_new_tokens or config.rollouts.max_new_tokens
         self._oracle: Oracle | None = None
-        if decoding.choice is not None:
-            RunFolder(run).make_importable()
+        if decoding.exact is not None:
+            folder.make_importable()
             self._oracle = build_task(config).oracle
 
     def check(self, prompts: Sequence[Prompt]) -> None:
@@ -90,14 +89,14 @@ def choose(
     A record says whether the text is accepted, how many texts and tokens were drawn for it, their effective number, and
     log Z.
     """
-    assert decoding.choice is not None, "there are K texts to choose among"
+    assert decoding.exact is not None, "there are K texts to choose among"
     num, found = decoding.num, []
     for answer in resample(
         model,
         oracle,
         [prompt for prompt in prompts for _ in range(num)],
-        texts=decoding.choice[0],
-        budget=decoding.choice[1],
+        texts=decoding.exact,
+        budget=decoding.budget,
         max_new_tokens=budget,
         truncated=truncated,
         seed=decoding.seed,

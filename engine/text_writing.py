@@ -1,17 +1,23 @@
-"""Writing of texts for ``generate.py``: prompts are answered batch by batch, and records written as they come."""
+"""Writing of texts for ``generate.py``: prompts are answered as they come, and records written at once."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
-from pathlib import Path
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict
 from typing import Any
 
-from dinado.prompt import Prompt
+from dinado.durable import file_digest
+from dinado.errors import DataError
 from engine.decoding_settings import Decoding
 from engine.generation import Generation
-from engine.prompt_input import free_field
-from engine.record_output import RecordWriter, check_output
+from engine.prompt_input import PromptSource
+from engine.record_output import RecordWriter
+from lightning_modules.callbacks.graceful_stop import interruptible
+from workbench.plain_console import PlainConsole
+from workbench.run_folder import RunFolder
 
 log = logging.getLogger(__name__)
 
@@ -19,34 +25,93 @@ BATCH = 16
 """Prompts decoded at once."""
 
 
+@interruptible()
 def write_texts(
-    run: Path, prompts: list[Prompt], decoding: Decoding, overrides: Sequence[str] = (), *, output: str | None
-) -> list[dict[str, Any]]:
-    """Decode every prompt, write texts to stdout or JSON lines to ``output``, return the records.
+    folder: RunFolder,
+    source: PromptSource,
+    decoding: Decoding,
+    overrides: Sequence[str] = (),
+    *,
+    output: str | None,
+    go_on: bool = False,
+    overwrite: bool = False,
+    each_record: Callable[[dict[str, Any]], None] = lambda record: None,
+) -> None:
+    """Decode every prompt, and write texts to stdout or JSON lines to ``output`` as they come.
 
     A record holds the fields of the prompt's row, ``prompt``, and the text: ``text``, or ``response`` where rows have a
-    ``text`` of their own. Of a text that was chosen among several it also holds what :func:`choose` says.
+    ``text`` of their own, and what :class:`Generation` says about the text.
+
+    Args:
+        go_on: continue the file that an earlier command has left; what it holds is compared and kept.
+        overwrite: replace the file.
+        each_record: called with each record that is written.
 
     Raises:
-        DataError: ``output`` is not a file in an existing folder, or a prompt does not fit the base.
+        DataError: there is no prompt, one of them is invalid or does not fit the base, or ``output`` cannot be used.
     """
-    check_output(output)
-    field = free_field(prompts)
-    generation = Generation(run, decoding, overrides)
-    generation.check(prompts)
-    with RecordWriter(output, field) as writer:
-        for start in range(0, len(prompts), BATCH):
-            some = prompts[start : start + BATCH]
-            for prompt, answers in zip(some, generation.answers(some, start), strict=True):
-                for answer in answers:
-                    writer.write(prompt, answer.text, answer.more)
-    records = writer.records
-    if (choice := decoding.choice) and (rejected := sum(not record["accepted"] for record in records)):
+    settings = _settings(folder, decoding) if output else {}
+    done = 0
+    with RecordWriter(output, settings, go_on=go_on, overwrite=overwrite) as writer:
+        # A pipe waits for its answer: the model is there before the first prompt.
+        generation = Generation(folder, decoding, overrides) if source.live else None
+        try:
+            with _progress(writer.resumable, source.total) as show:
+                while prompts := source.take(BATCH):
+                    known = writer.known(prompts, decoding.num)
+                    if known < len(prompts) * decoding.num:
+                        generation = generation or Generation(folder, decoding, overrides)
+                        generation.check(prompts)
+                        # The whole batch again: in a smaller one, sums round differently.
+                        answers = generation.answers(prompts, done)
+                        pairs = [(prompt, one) for prompt, some in zip(prompts, answers, strict=True) for one in some]
+                        for prompt, answer in pairs[known:]:
+                            assert source.field is not None, "prompts have been read"
+                            each_record(writer.write(prompt, source.field, answer.text, answer.more))
+                    done += len(prompts)
+                    show(done)
+            if not done:
+                raise DataError("there is no prompt to answer; give --prompt TEXT, --input FILE, or lines on stdin")
+            writer.finish(done)
+        except DataError as error:
+            raise DataError(f"{error}{_kept(writer, output, '; ')}") from None
+        except KeyboardInterrupt:
+            if hint := _kept(writer, output, ""):
+                print(hint, file=sys.stderr)
+            raise
+    if decoding.exact and decoding.budget and writer.rejected:
         log.warning(
             "%d of %d texts are not accepted%s: none of the %d drawn for each was; raise --budget",
-            rejected,
-            len(records),
+            writer.rejected,
+            writer.written,
             " and left empty" if decoding.verify else "",
-            choice[1] // choice[0] * choice[0],
+            decoding.budget // decoding.exact * decoding.exact,
         )
-    return records
+
+
+def _settings(folder: RunFolder, decoding: Decoding) -> dict[str, Any]:
+    """Return what decides the texts: a file that was begun with other settings is not continued."""
+    given = {f"--{name.replace('_', '-')}": value for name, value in asdict(decoding).items()}
+    weights = file_digest(folder.trained)[:16] if folder.trained.is_file() else None
+    return {"run": folder.run_id, "weights": weights, **given}
+
+
+def _kept(writer: RecordWriter, output: str | None, before: str) -> str:
+    """Say that a file keeps what was written; empty where nothing was."""
+    if not writer.written or not writer.resumable:
+        return ""
+    return f"{before}{output} keeps the {writer.written} texts written so far; the same command with --continue goes on"
+
+
+@contextmanager
+def _progress(to_file: bool, total: int | None) -> Iterator[Callable[[int], None]]:
+    """Show a progress bar on a terminal while a file is written; yield a function that takes the prompts done."""
+    if not to_file or not sys.stderr.isatty():
+        yield lambda done: None
+        return
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("prompts"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=PlainConsole(stderr=True)) as bar:
+        task = bar.add_task("prompts", total=total)
+        yield lambda done: bar.update(task, completed=done)
