@@ -55,8 +55,8 @@ class ExplainedToken:
 
     @property
     def changed(self) -> bool:
-        """Whether the two models have different likeliest tokens."""
-        return self.likeliest_p[0].token != self.likeliest_q[0].token
+        """Whether the likeliest token of the controlled model is not the likeliest one of the base, or one of them."""
+        return self.likeliest_q[0].p < self.likeliest_p[0].p
 
 
 @torch.no_grad()
