@@ -6,6 +6,7 @@ cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt 
 python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
 python generate.py runs/quickstart/<id> base.name=/new/place/model --prompt "..."
 python generate.py runs/quickstart/<id> --input prompts.jsonl --exact 16 --verify
+python generate.py runs/quickstart/<id> --prompt "..." --explain --html texts.html
 
 With --exact K every text is chosen among K of the model in proportion to p C / q, by the run's oracle, which reads the
 fields of the row: what is written comes from q* in the limit. A text that the oracle rejects is written only where all
@@ -42,23 +43,13 @@ SEED = cli.Option("seed", "Seed of the samples (default 0).", "N")
 EXACT = cli.Option("exact", "Choose every text among K in proportion to p C / q.", "K")
 BUDGET = cli.Option("budget", "Most texts to draw for one with --exact, while none is accepted (default: K).", "N")
 VERIFY = cli.Option("verify", "With --exact, write no text that the oracle rejects.")
+EXPLAIN = cli.Option("explain", "Show both models' likeliest tokens, KL, R and norm at every token of the texts.")
+HTML = cli.Option("html", "With --explain, write the texts as one HTML page as well.", "FILE")
 SETTINGS = ("base.name", "data.cache", "trainer.accelerator")
 OPTIONS = [
-    PROMPT,
-    INPUT,
-    OUTPUT,
-    CONTINUE,
-    OVERWRITE,
-    NUM,
-    MODE,
-    BEAMS,
-    ALPHA,
-    TOKENS,
-    SEED,
-    EXACT,
-    BUDGET,
-    VERIFY,
-    cli.JSON,
+    *(PROMPT, INPUT, OUTPUT, CONTINUE, OVERWRITE),
+    *(NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, EXACT, BUDGET, VERIFY),
+    *(EXPLAIN, HTML, cli.JSON),
 ]
 
 
@@ -93,6 +84,7 @@ def main(arguments: cli.Arguments) -> int:
         exact=exact,
         budget=budget,
         verify=arguments.flag(VERIFY),
+        explain=arguments.flag(EXPLAIN),
     )
     go_on, overwrite = arguments.flag(CONTINUE), arguments.flag(OVERWRITE)
     if (go_on or overwrite) and not arguments.value(OUTPUT):
@@ -101,11 +93,26 @@ def main(arguments: cli.Arguments) -> int:
         raise ConfigError("--continue keeps what the file holds and --overwrite replaces it; give one of them")
     if go_on and arguments.flag(cli.JSON):
         raise ConfigError("--json prints the texts of this command alone; read --output instead, and leave it out")
+    page = arguments.value(HTML)
+    if page and not decoding.explain:
+        raise ConfigError("--html belongs to --explain; add it")
+    if page and go_on:
+        raise ConfigError("--html shows the texts of this command alone; leave out --continue")
+    from engine.explained_output import ExplainedOutput
     from engine.prompt_input import open_prompts
     from engine.text_writing import write_texts
+    from workbench.report.output import writable
 
+    view = ExplainedOutput(folder, decoding, writable(page) if page else None) if decoding.explain else None
     source = open_prompts(arguments.value(PROMPT), arguments.value(INPUT))
     records: list[dict[str, Any]] = []
+
+    def keep(record: dict[str, Any]) -> None:
+        if arguments.flag(cli.JSON):
+            records.append(record)
+        if view is not None:
+            view.keep(record)
+
     write_texts(
         folder,
         source,
@@ -114,8 +121,11 @@ def main(arguments: cli.Arguments) -> int:
         output=arguments.value(OUTPUT),
         go_on=go_on,
         overwrite=overwrite,
-        each_record=records.append if arguments.flag(cli.JSON) else lambda record: None,
+        as_text=view.as_text if view is not None and not arguments.flag(cli.JSON) else None,
+        each_record=keep,
     )
+    if view is not None:
+        view.write_page()
     if arguments.flag(cli.JSON):
         cli.print_json({"texts": records, "run_dir": str(folder.path)})
     return 0

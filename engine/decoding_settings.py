@@ -16,6 +16,7 @@ class Decoding:
         alpha, max_new_tokens: None takes those of the run.
         exact: K texts to choose each one among; None writes texts as they come.
         budget: the most texts to draw for one with ``exact``.
+        explain: say of every token what control did to it.
         verify: leave a chosen text that the oracle rejects empty.
     """
 
@@ -28,3 +29,4 @@ class Decoding:
     exact: int | None = None
     budget: int | None = None
     verify: bool = False
+    explain: bool = False

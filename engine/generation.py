@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
+from transformers.utils.logging import disable_progress_bar
 
 from datamodules.tasks import build_task
 from dinado.bases.decoder import Decoder
@@ -46,6 +47,7 @@ class Generation:
 
     def __init__(self, folder: RunFolder, decoding: Decoding, overrides: Sequence[str] = ()) -> None:
         self.decoding = decoding
+        disable_progress_bar()  # that of the loading of weights, which would stand between the texts
         self.method: RolloutMethod = restore_method(folder, overrides=overrides)
         config = self.method.config
         self.method.to(device_of(config.trainer))
@@ -134,7 +136,13 @@ def decode(
             num_return_sequences=num if mode == "beam" else 1,
             max_new_tokens=budget,
         )
-        rows = out[:, ids_PS.shape[1] :].tolist()
+        rows = [_to_end(row, base.eos_ids) for row in out[:, ids_PS.shape[1] :].tolist()]
     texts = [Written(base.decode(row), row, {}) for row in rows]
     each = len(texts) // len(prompts)
     return [texts[i * each : (i + 1) * each] for i in range(len(prompts))]
+
+
+def _to_end(row: list[int], eos_ids: Sequence[int]) -> list[int]:
+    """Return the tokens up to the first end of text, behind which a shorter row of a batch is padded."""
+    ends = [place for place, token in enumerate(row) if token in eos_ids]
+    return row[: ends[0] + 1] if ends else row

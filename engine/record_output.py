@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
@@ -33,6 +33,7 @@ class RecordWriter:
         settings: what decides the records, by the name of an option.
         go_on: continue a file that an earlier command has left.
         overwrite: replace a file that is there.
+        as_text: what is printed of a record on stdout; None prints its text.
 
     Attributes:
         written: number of records in the file, or on stdout.
@@ -44,8 +45,15 @@ class RecordWriter:
     """
 
     def __init__(
-        self, output: str | None, settings: Mapping[str, Any], *, go_on: bool = False, overwrite: bool = False
+        self,
+        output: str | None,
+        settings: Mapping[str, Any],
+        *,
+        go_on: bool = False,
+        overwrite: bool = False,
+        as_text: Callable[[Mapping[str, Any]], str] | None = None,
     ) -> None:
+        self._as_text = as_text
         self.written = self.rejected = 0
         self._file = None if output is None else Path(output)
         self._stream: TextIO | None = sys.stdout if output is None else None
@@ -104,7 +112,8 @@ class RecordWriter:
         record = {**prompt.data, "prompt": row_of(prompt), field: text} | dict(more)
         if self._stream is None:
             self._stream = self._open()
-        line = text if self._file is None else json.dumps(record, ensure_ascii=False)
+        shown = text if self._as_text is None else self._as_text(record)
+        line = shown if self._file is None else json.dumps(record, ensure_ascii=False)
         print(line, file=self._stream, flush=True)
         self._count(record)
         return record

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from dinado.durable import file_digest
 from dinado.errors import DataError
 from engine.decoding_settings import Decoding
+from engine.explained_texts import explained
 from engine.generation import Generation
 from engine.prompt_input import PromptSource
 from engine.record_output import RecordWriter
@@ -35,6 +36,7 @@ def write_texts(
     output: str | None,
     go_on: bool = False,
     overwrite: bool = False,
+    as_text: Callable[[Mapping[str, Any]], str] | None = None,
     each_record: Callable[[dict[str, Any]], None] = lambda record: None,
 ) -> None:
     """Decode every prompt, and write texts to stdout or JSON lines to ``output`` as they come.
@@ -45,6 +47,7 @@ def write_texts(
     Args:
         go_on: continue the file that an earlier command has left; what it holds is compared and kept.
         overwrite: replace the file.
+        as_text: what is printed of a record on stdout; None prints its text.
         each_record: called with each record that is written.
 
     Raises:
@@ -52,7 +55,7 @@ def write_texts(
     """
     settings = _settings(folder, decoding) if output else {}
     done = 0
-    with RecordWriter(output, settings, go_on=go_on, overwrite=overwrite) as writer:
+    with RecordWriter(output, settings, go_on=go_on, overwrite=overwrite, as_text=as_text) as writer:
         # A pipe waits for its answer: the model is there before the first prompt.
         generation = Generation(folder, decoding, overrides) if source.live else None
         try:
@@ -64,6 +67,8 @@ def write_texts(
                         generation.check(prompts)
                         # The whole batch again: in a smaller one, sums round differently.
                         answers = generation.answers(prompts, done)
+                        if decoding.explain:
+                            answers = explained(generation, prompts, answers)
                         pairs = [(prompt, one) for prompt, some in zip(prompts, answers, strict=True) for one in some]
                         for prompt, answer in pairs[known:]:
                             assert source.field is not None, "prompts have been read"
