@@ -268,6 +268,21 @@ def opened(page: Path) -> Iterator[Any]:
         yield driver
 
 
+@BROWSER
+def test_cards_stay_on_the_page(opened: Any) -> None:
+    opened.set_window_size(700, 800)
+    for button in opened.find_elements("css selector", "button.t"):
+        opened.execute_script("arguments[0].focus()", button)
+        left, right, width = opened.execute_script(
+            "const b = document.activeElement.nextElementSibling.getBoundingClientRect();"
+            "return [b.left, b.right, document.documentElement.clientWidth]"
+        )
+        assert 0 <= left < right <= width
+    texts = opened.execute_script("return [...document.querySelectorAll('.text')].map((e) => e.innerText)")
+    assert "words⏎" in texts[0].replace("▼", "").replace("\n", "").replace("≠", ""), "nothing between two tokens"
+    opened.execute_script("document.activeElement.blur()")
+
+
 SHOWN = "return [...document.querySelectorAll('.card')].filter((e) => e.offsetHeight).map((e) => e.id)"
 
 
