@@ -6,27 +6,34 @@ cat prompts.txt | python generate.py runs/quickstart/<id>            one prompt 
 python generate.py runs/quickstart/<id> --input prompts.jsonl --output texts.jsonl
 python generate.py runs/quickstart/<id> base.name=/new/place/model --prompt "..."
 python generate.py runs/quickstart/<id> --input prompts.jsonl --exact 16 --verify
+python generate.py runs/quickstart/<id> --prompt "..." --explain --html texts.html
 
 With --exact K every text is chosen among K of the model in proportion to p C / q, by the run's oracle, which reads the
 fields of the row: what is written comes from q* in the limit. A text that the oracle rejects is written only where all
 K are rejected, and never with --verify.
 
-A line of the output holds the fields of its input row and `text`; where rows have a `text` of their own, they keep it
-and the new text is `response`. Of the settings, base.name, data.cache and trainer.accelerator can be changed.
+Prompts are read as they come: a program at the other end of a pipe gets its answer before it sends the next prompt. A
+line of the output holds the fields of its input row and `text`; where rows have a `text` of their own, they keep it and
+the new text is `response`. A command that was stopped goes on with --continue, and its file is then the one that it
+would have been. Of the settings, base.name, data.cache and trainer.accelerator can be changed.
 """
 
 from __future__ import annotations
 
 import sys
+from typing import Any
 
 from dinado.errors import ConfigError
+from engine.decoding_settings import Decoding
 from workbench import cli
 from workbench.launching import check_alone
 from workbench.run_folder import find_run
 
 PROMPT = cli.Option("prompt", "The prompt; without it and without --input, prompts are read from stdin.", "TEXT")
 INPUT = cli.Option("input", "JSON lines, each with a `prompt`; other fields are kept.", "FILE")
-OUTPUT = cli.Option("output", "Write JSON lines here instead of text to stdout.", "FILE")
+OUTPUT = cli.Option("output", "Write JSON lines here, as they come, instead of text to stdout.", "FILE")
+CONTINUE = cli.Option("continue", "Go on with an --output FILE that a stopped command has left, or begin it.")
+OVERWRITE = cli.Option("overwrite", "Replace an --output FILE that holds texts already.")
 NUM = cli.Option("num", "Texts for each prompt (default 1).", "N")
 MODE = cli.Option("mode", "sample (default), greedy or beam.", "MODE")
 BEAMS = cli.Option("beams", "Beams of --mode beam (default 8).", "N")
@@ -36,8 +43,14 @@ SEED = cli.Option("seed", "Seed of the samples (default 0).", "N")
 EXACT = cli.Option("exact", "Choose every text among K in proportion to p C / q.", "K")
 BUDGET = cli.Option("budget", "Most texts to draw for one with --exact, while none is accepted (default: K).", "N")
 VERIFY = cli.Option("verify", "With --exact, write no text that the oracle rejects.")
+EXPLAIN = cli.Option("explain", "Show both models' likeliest tokens, KL, R and norm at every token of the texts.")
+HTML = cli.Option("html", "With --explain, write the texts as one HTML page as well.", "FILE")
 SETTINGS = ("base.name", "data.cache", "trainer.accelerator")
-OPTIONS = [PROMPT, INPUT, OUTPUT, NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, EXACT, BUDGET, VERIFY, cli.JSON]
+OPTIONS = [
+    *(PROMPT, INPUT, OUTPUT, CONTINUE, OVERWRITE),
+    *(NUM, MODE, BEAMS, ALPHA, TOKENS, SEED, EXACT, BUDGET, VERIFY),
+    *(EXPLAIN, HTML, cli.JSON),
+]
 
 
 def main(arguments: cli.Arguments) -> int:
@@ -61,20 +74,58 @@ def main(arguments: cli.Arguments) -> int:
     budget = cli.number(arguments, BUDGET, int, exact, least=1)
     if exact is not None and budget is not None and budget < exact:
         raise ConfigError(f"--budget {budget}: --exact {exact} draws as many at once; give as many or more")
-    settings = {
-        "mode": mode,
-        "num": cli.number(arguments, NUM, int, 1, least=1),
-        "beams": cli.number(arguments, BEAMS, int, 8, least=1),
-        "alpha": cli.number(arguments, ALPHA, float, None, least=0.0),
-        "max_new_tokens": cli.number(arguments, TOKENS, int, None, least=1),
-        "seed": cli.number(arguments, SEED, int, 0),
-        "choice": None if exact is None else (exact, budget),
-        "verify": arguments.flag(VERIFY),
-    }
-    from engine.generation import read_prompts, write_texts
+    decoding = Decoding(
+        mode=mode,
+        num=cli.number(arguments, NUM, int, 1, least=1),
+        beams=cli.number(arguments, BEAMS, int, 8, least=1),
+        alpha=cli.number(arguments, ALPHA, float, None, least=0.0),
+        max_new_tokens=cli.number(arguments, TOKENS, int, None, least=1),
+        seed=cli.number(arguments, SEED, int, 0),
+        exact=exact,
+        budget=budget,
+        verify=arguments.flag(VERIFY),
+        explain=arguments.flag(EXPLAIN),
+    )
+    go_on, overwrite = arguments.flag(CONTINUE), arguments.flag(OVERWRITE)
+    if (go_on or overwrite) and not arguments.value(OUTPUT):
+        raise ConfigError("--continue and --overwrite belong to --output FILE; add it")
+    if go_on and overwrite:
+        raise ConfigError("--continue keeps what the file holds and --overwrite replaces it; give one of them")
+    if go_on and arguments.flag(cli.JSON):
+        raise ConfigError("--json prints the texts of this command alone; read --output instead, and leave it out")
+    page = arguments.value(HTML)
+    if page and not decoding.explain:
+        raise ConfigError("--html belongs to --explain; add it")
+    if page and go_on:
+        raise ConfigError("--html shows the texts of this command alone; leave out --continue")
+    from engine.explained_output import ExplainedOutput
+    from engine.prompt_input import open_prompts
+    from engine.text_writing import write_texts
+    from workbench.report.output import writable
 
-    prompts = read_prompts(arguments.value(PROMPT), arguments.value(INPUT))
-    records = write_texts(folder.path, prompts, arguments.overrides, output=arguments.value(OUTPUT), **settings)
+    view = ExplainedOutput(folder, decoding, writable(page) if page else None) if decoding.explain else None
+    source = open_prompts(arguments.value(PROMPT), arguments.value(INPUT))
+    records: list[dict[str, Any]] = []
+
+    def keep(record: dict[str, Any]) -> None:
+        if arguments.flag(cli.JSON):
+            records.append(record)
+        if view is not None:
+            view.keep(record)
+
+    write_texts(
+        folder,
+        source,
+        decoding,
+        arguments.overrides,
+        output=arguments.value(OUTPUT),
+        go_on=go_on,
+        overwrite=overwrite,
+        as_text=view.as_text if view is not None and not arguments.flag(cli.JSON) else None,
+        each_record=keep,
+    )
+    if view is not None:
+        view.write_page()
     if arguments.flag(cli.JSON):
         cli.print_json({"texts": records, "run_dir": str(folder.path)})
     return 0

@@ -182,6 +182,8 @@ def trace_r(method: RolloutMethod, samples: JudgedSamples, before: JudgedSamples
     ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
     tokens = [samples.tokens[row] for row in rows]
     batch = RolloutBatch.unjudged(ids_PS, mask_PS, range(len(rows)), tokens)
+    with base.adapters(on=False):
+        batch.log_p_BT = base.log_probs(batch)  # a policy's ratios are those to it
     everyone = [before.prompts[row] for row in before.first_rows(len(before.prompts))]
     rates = {
         prompt.id: smoothed_root(torch.tensor(scores))

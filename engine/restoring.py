@@ -19,7 +19,7 @@ from dinado.parameters.parameterisation import CannotFold
 from engine.checkpoints import read_checkpoint
 from lightning_modules.build_method import build_method
 from lightning_modules.rollout_method import RolloutMethod, check_checkpoint
-from workbench.run_folder import find_run
+from workbench.run_folder import RunFolder, find_run
 from workbench.settings.config import Config
 from workbench.settings.derived import task_of
 from workbench.settings.loader import from_run_folder
@@ -80,7 +80,9 @@ def base_of_run(run: str, config: Config) -> BaseLM:
     )
 
 
-def restore_method(run: str | Path, base: BaseLM | None = None, overrides: Sequence[str] = ()) -> RolloutMethod:
+def restore_method(
+    run: str | Path | RunFolder, base: BaseLM | None = None, overrides: Sequence[str] = ()
+) -> RolloutMethod:
     """Restore the trained method of a run, with the weights that it ended with or those that ``run`` names.
 
     Args:
@@ -90,7 +92,7 @@ def restore_method(run: str | Path, base: BaseLM | None = None, overrides: Seque
     Raises:
         CheckpointError: there is no such run, no checkpoint yet, or the checkpoint does not fit.
     """
-    folder = find_run(run)
+    folder = run if isinstance(run, RunFolder) else find_run(run)
     config = from_run_folder(folder.path, overrides).config
     method = build_method(config, base or build_base(config, folder.started()))
     check_and_load(method, read_checkpoint(folder.trained))

@@ -23,7 +23,7 @@ from helpers import exact_gpt2_words
 import evaluate
 import generate
 import train
-from engine import generation as writing
+from engine import text_writing as writing
 from workbench.run_folder import RunFolder
 from workbench.run_status import status
 

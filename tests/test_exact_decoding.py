@@ -37,7 +37,9 @@ def test_texts_are_chosen_and_say_what_they_cost(run: str, command: Command, tmp
         assert record["texts_drawn"] % 16 == 0 and 0 < record["effective_texts"] <= 16 and record["log_z"] < 1
     assert len({record["text"] for record in records}) > 20, "texts of one prompt are chosen among texts of their own"
     first = target.read_text()
-    assert command(generate, *words).code == 0 and target.read_text() == first, "seeded; --verify changes no such text"
+    assert command(generate, *words, "--overwrite").code == 0 and target.read_text() == first, (
+        "seeded; --verify changes no such text"
+    )
 
 
 def test_what_cannot_be_had_is_marked(
@@ -52,7 +54,7 @@ def test_what_cannot_be_had_is_marked(
     assert all(record["text"] for record in records if record["accepted"])
     assert f"{len(rejected)} of 30 texts are not accepted and left empty" in caplog.text
     caplog.clear()
-    assert command(generate, *words, "--budget", "200").code == 0 and "not accepted" not in caplog.text
+    assert command(generate, *words, "--budget", "200", "--overwrite").code == 0 and "not accepted" not in caplog.text
     written = [json.loads(line) for line in target.read_text().splitlines()]
     assert all(record["accepted"] and record["text"] for record in written)
     assert max(record["texts_drawn"] for record in written) > 1

@@ -19,7 +19,7 @@ import generate
 import train
 from datamodules.tasks.json_rows import read_rows
 from dinado.errors import CheckpointError, ConfigError, DataError
-from engine.generation import read_prompts
+from engine.prompt_input import open_prompts
 from workbench.run_folder import find_run
 from workbench.run_ids import choose_run_id
 from workbench.settings import loader
@@ -67,7 +67,7 @@ def run_in(folder: Path) -> str:
 
 READERS: dict[str, Callable[[Path], list[str]]] = {
     "train": lambda file: [row["prompt"] for _, row in read_rows(file)],
-    "generate": lambda file: [prompt.text for prompt in read_prompts(None, str(file))],
+    "generate": lambda file: [prompt.text for prompt in open_prompts(None, str(file)).take(9)],
 }
 
 
@@ -94,15 +94,16 @@ def test_half_a_surrogate_pair_is_named_with_its_line(reader: str, field: str, t
 
 def test_prompts_from_stdin(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"\ufeff{ODD}\r\n\nnext\n"))
-    assert [prompt.text for prompt in read_prompts(None, None)] == [ODD, "next"]
+    assert [prompt.text for prompt in open_prompts(None, None).take(9)] == [ODD, "next"]
     monkeypatch.setattr(sys, "stdin", io.StringIO(""))
-    with pytest.raises(DataError, match="no prompt to answer"):
-        read_prompts(None, None)
+    assert open_prompts(None, None).take(9) == []
     monkeypatch.setattr(sys, "stdin", io.StringIO("fine\n\udcff\udcfe"))
+    source = open_prompts(None, None)
+    assert [prompt.text for prompt in source.take(9)] == ["fine"]
     with pytest.raises(DataError, match="stdin, line 2 is not UTF-8"):
-        read_prompts(None, None)
+        source.take(9)
     with pytest.raises(DataError, match="--prompt is not UTF-8"):
-        read_prompts(b"\xff".decode("utf-8", "surrogateescape"), None)
+        open_prompts(b"\xff".decode("utf-8", "surrogateescape"), None)
 
 
 def test_a_row_keeps_its_own_text(here: Path, tmp_path: Path, command: Command) -> None:
@@ -111,7 +112,14 @@ def test_a_row_keeps_its_own_text(here: Path, tmp_path: Path, command: Command) 
         ([{"prompt": "a", "text": "mine"}, {"prompt": "b"}], "response"),
     ):
         save_prompts(tmp_path / "in.jsonl", rows)
-        words = [run_in(here), "--input", str(tmp_path / "in.jsonl"), "--output", str(tmp_path / "out.jsonl")]
+        words = [
+            run_in(here),
+            "--input",
+            str(tmp_path / "in.jsonl"),
+            "--output",
+            str(tmp_path / "out.jsonl"),
+            "--overwrite",
+        ]
         assert command(generate, *words).code == 0
         found = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
         assert [{key: value for key, value in row.items() if key != field} for row in found] == rows

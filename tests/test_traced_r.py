@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import json
+import math
 from pathlib import Path
 
 import pytest
+import torch
 from commands import Command
 from helpers import exact_gpt2_words
 
 import train
 from dinado.evaluation.judged_samples import pieces
+from dinado.objectives.weights import smoothed_root
 
 
 class Characters:
@@ -37,6 +40,20 @@ def test_the_shown_samples_carry_r(command: Command, tmp_path: Path, words: str)
         assert len(rows) == 32 and [i for i, row in enumerate(rows) if "r" in row] == [0], "one prompt, its first text"
         assert "".join(rows[0]["tokens"]) == rows[0]["text"] and len(rows[0]["r"]) == len(rows[0]["tokens"])
         assert all(0 <= r <= 1 for r in rows[0]["r"])
+
+
+@pytest.mark.parametrize("parameters", ["lora", "full"])
+def test_r_of_a_policy_telescopes_with_its_ratios(command: Command, tmp_path: Path, parameters: str) -> None:
+    words = ["method=dinado_hard", f"parameters={parameters}", "targets.root=store"]
+    result = command(train, "exact_world", *exact_gpt2_words(tmp_path, *words), "--json")
+    assert result.code == 0, result.err
+    before, after = (
+        [json.loads(line) for line in (Path(result.json["run_dir"]) / "samples" / f"{name}.jsonl").open()]
+        for name in ("before", "after")
+    )
+    root = float(smoothed_root(torch.tensor([row["score"] for row in before])))
+    expected = min(1.0, root * math.exp(after[0]["log_q"] - after[0]["log_p"]))
+    assert after[0]["r"][-1] == pytest.approx(expected, abs=1e-3)
 
 
 def test_a_method_that_predicts_no_r_shows_none(command: Command, tmp_path: Path) -> None:

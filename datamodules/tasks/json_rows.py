@@ -15,6 +15,8 @@ Row = dict[str, Any]
 def read_rows(path: Path, fix: str = "check task.path, task.val_path and data.root") -> Iterator[tuple[str, Row]]:
     """Yield the objects of a JSON-lines file, each with its place for error messages; blank lines are skipped.
 
+    A line is read when it is asked for.
+
     Args:
         fix: what to do about a file that does not exist.
 
@@ -22,26 +24,40 @@ def read_rows(path: Path, fix: str = "check task.path, task.val_path and data.ro
         DataError: the file cannot be read, or a line is not a JSON object.
     """
     try:
-        # A byte order mark is taken. A line ends in a line feed alone: JSON text may hold Unicode's other line ends.
-        lines = path.read_text(encoding="utf-8-sig").split("\n")
+        # A line ends in a line feed alone, as in binary files: JSON text may hold Unicode's other line ends.
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines, start=1):
+                place = f"{path} line {number}"
+                if (row := row_in(line, place)) is not None:
+                    yield place, row
     except FileNotFoundError:
         raise DataError(f"{path} does not exist; {fix}") from None
-    except UnicodeDecodeError as error:
-        raise DataError(f"{path} is not UTF-8 text (byte {error.start}); convert it") from None
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}") from None
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        place = f"{path} line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
-        if not isinstance(row, dict):
-            raise DataError(f'{place} is not a JSON object; write one {{"field": value}} a line')
-        _check_text(line, row, place)
-        yield place, row
+
+
+def row_in(line: bytes, place: str) -> Row | None:
+    """Return the JSON object of a line, None for a blank line; a byte order mark is taken.
+
+    Raises:
+        DataError: the line is not a JSON object in UTF-8.
+    """
+    try:
+        text = line.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise DataError(f"{place} is not UTF-8 text (byte {error.start}); convert it") from None
+    if not text.strip():
+        return None
+    try:
+        row = json.loads(text)
+    except json.JSONDecodeError as error:
+        raise DataError(f"{place} is not JSON: {error.msg} at column {error.colno}") from None
+    except RecursionError:
+        raise DataError(f"{place} is not JSON that can be read: it is nested too deeply") from None
+    if not isinstance(row, dict):
+        raise DataError(f'{place} is not a JSON object; write one {{"field": value}} a line')
+    _check_text(text, row, place)
+    return row
 
 
 def text_of(row: Row, field: str, place: str, setting: str) -> str:

@@ -20,7 +20,14 @@ from dinado.batch import RolloutBatch
 from dinado.control.oracle_network import NetworkRun, NetworkStates, OracleNetwork
 from dinado.objectives.reduction import Link, link_scores
 from dinado.objectives.vocabulary import vocabulary_statistics
-from dinado.parameters.parameterisation import NOTHING_MORE, CannotFold, Needs, Parameterisation, Scored
+from dinado.parameters.parameterisation import (
+    NOTHING_MORE,
+    CannotFold,
+    Needs,
+    Parameterisation,
+    Scored,
+    VocabularyInputs,
+)
 from dinado.seeding import derive_seed
 
 
@@ -106,6 +113,12 @@ class Network(Parameterisation):
     def log_q(self, batch: RolloutBatch) -> Tensor:
         """Compute the log-probability of each response token under p * R."""
         return self(batch).statistics.log_q
+
+    def vocabulary_inputs(self, batch: RolloutBatch) -> VocabularyInputs:
+        """Compute the states of base and network."""
+        states, head = frozen_states(self.base, batch, self.taps), self.base.head
+        score_BTE = self.network.score_hidden(self.own_states(batch, states))
+        return VocabularyInputs(states.hidden_BTD, head, score_BTE, self.network.head(head), self.link)
 
     def own_states(self, batch: RolloutBatch, states: LMStates | None = None) -> NetworkStates:
         """Compute the network's states ``[B, T, ...]``, without a pass over the vocabulary."""

@@ -19,6 +19,7 @@ from transformers import Cache
 from dinado.bases.causal import BaseLM
 from dinado.batch import RolloutBatch
 from dinado.errors import UserError
+from dinado.objectives.reduction import Head, Link
 from dinado.objectives.vocabulary import VocabularyStatistics
 
 
@@ -58,6 +59,16 @@ class Scored(NamedTuple):
     taps: tuple[Tensor, ...]
     own_state_BTE: Tensor
     prompt_score_B: Tensor | None = None
+
+
+class VocabularyInputs(NamedTuple):
+    """States and heads that give log p and the scores of every next token; see ``vocabulary_statistics``."""
+
+    base_BTD: Tensor
+    base_head: Head
+    score_BTE: Tensor
+    score_head: Head
+    link: Link
 
 
 class MatrixPair(NamedTuple):
@@ -110,6 +121,10 @@ class Parameterisation(nn.Module, abc.ABC):
     @abc.abstractmethod
     def log_q(self, batch: RolloutBatch) -> Tensor:
         """Compute log q of each response token under the controlled model, ``[B, T]`` float32, 0 on padding."""
+
+    @abc.abstractmethod
+    def vocabulary_inputs(self, batch: RolloutBatch) -> VocabularyInputs:
+        """Compute the states of base and trained weights at each response token, with the heads that read them."""
 
     @property
     @abc.abstractmethod

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from transformers import Cache
 
 from dinado.bases.causal import BaseLM
-from dinado.bases.frozen_states import base_taps, split_taps
+from dinado.bases.frozen_states import base_taps, frozen_states, split_taps
 from dinado.bases.joint_cache import layers_of
 from dinado.batch import RolloutBatch
 from dinado.objectives.reduction import Head
 from dinado.objectives.vocabulary import VocabularyStatistics, token_log_probs, vocabulary_statistics
-from dinado.parameters.parameterisation import NOTHING_MORE, Needs, Parameterisation, Scored
+from dinado.parameters.parameterisation import NOTHING_MORE, Needs, Parameterisation, Scored, VocabularyInputs
 
 
 class Policy(Parameterisation, ABC):
@@ -78,6 +78,11 @@ class Policy(Parameterisation, ABC):
         """Compute the log-probability of each response token under the policy; the base does not run."""
         policy_BTD = self.policy.states(batch, grad=True).hidden_BTD
         return token_log_probs(policy_BTD, self.head, batch.response_BT[..., None], batch.response_mask_BT)[..., 0]
+
+    def vocabulary_inputs(self, batch: RolloutBatch) -> VocabularyInputs:
+        """Compute the states of base and policy, whose scores are log q - log p."""
+        base_BTD = frozen_states(self.base, batch, ()).hidden_BTD
+        return VocabularyInputs(base_BTD, self.base.head, self.policy.states(batch).hidden_BTD, self.head, "log_ratio")
 
     def norm_input(self, batch: RolloutBatch, taps: Sequence[float]) -> tuple[Tensor, ...]:
         """Return states of the frozen base; the policy does not run."""
