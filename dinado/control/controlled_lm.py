@@ -9,6 +9,7 @@ Axes: N rows, L new positions, V vocabulary, D width.
 from __future__ import annotations
 
 import inspect
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,8 +28,8 @@ from dinado.control.saved_control import MODEL_TYPE, read_saved, restore_scores,
 from dinado.errors import UserError
 from dinado.parameters.parameterisation import Parameterisation
 
-IGNORED = ("return_dict", "cache_position")
-"""Arguments of a forward pass that are settled otherwise."""
+NOT_COMPUTED = ("labels", "inputs_embeds", "output_attentions", "output_hidden_states")
+"""Arguments of other models' forward passes that ask for more than logits of token ids."""
 
 
 class ControlledConfig(PreTrainedConfig):
@@ -112,9 +113,9 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
             UserError: the text is longer than the base's context, the cache is of another kind or model, or an argument
                 asks for what the model does not compute.
         """
-        for name, value in unused.items():
-            if value is not None and value is not False and name not in IGNORED:
-                raise UserError(f"{name}: a controlled model computes logits alone; leave it out")
+        for name in NOT_COMPUTED:
+            if unused.get(name) is not None and unused[name] is not False:
+                raise UserError(f"{name}: a controlled model computes logits of token ids alone; leave it out")
         alpha = self.alpha if alpha is None else check_alpha(alpha)
         cache = DynamicCache() if past_key_values is None else past_key_values
         check_kind(cache)
@@ -127,7 +128,8 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         if self.base.context is not None and attention_mask.shape[1] > self.base.context:
             check_length(self.base.context, int(position_ids.max()) + 1)
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
-        logits = self.scores.logits(input_ids, cache, logits_to_keep, where, alpha)
+        with nullcontext() if self.base.switched_on else self.scores.on():
+            logits = self.scores.logits(input_ids, cache, logits_to_keep, where, alpha)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:

@@ -78,7 +78,7 @@ def check_call(given: Mapping[str, Any], own: GenerationConfig) -> None:
     if kind not in (None, "dynamic"):
         raise UserError(f"cache_implementation={kind}: base and control share one plain dynamic cache; leave it out")
     if given.get("past_key_values") is not None:
-        check_kind(given["past_key_values"])
+        _check_continued(given["past_key_values"], given)
     if given.get("inputs_embeds") is not None:
         raise UserError("inputs_embeds: the control reads tokens; give input_ids")
     _check_mask(given.get("attention_mask"))
@@ -93,6 +93,17 @@ def _check_own_alpha(asked: Mapping[str, Any]) -> None:
     for name, reason in OWN_ALPHA.items():
         if asked[name] not in (None, False, 1, 1.0):
             raise UserError(f"alpha: {name} {reason}; build ControlledLM(model.scores, alpha) and call that")
+
+
+def _check_continued(cache: Any, given: Mapping[str, Any]) -> None:
+    """Refuse a cache of another kind, or one that holds all of the text already; transformers would cut the text."""
+    check_kind(cache)
+    texts = (given.get(name) for name in ("attention_mask", "input_ids", "inputs"))
+    width = next((text.shape[1] for text in texts if text is not None), None)
+    if width is not None and 0 < width <= (seen := cache.get_seq_length()):
+        raise UserError(
+            f"past_key_values holds {seen} tokens, and the text has {width}; give the whole text, or an empty cache"
+        )
 
 
 def _check_mask(mask: Tensor | None) -> None:
