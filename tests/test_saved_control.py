@@ -153,7 +153,7 @@ def test_an_earlier_save_is_replaced(copied: Path, hub_folder: Path) -> None:
 @pytest.mark.parametrize("name", ["pytorch_model.bin", "config.json"])
 def test_other_content_is_not_touched(name: str, tmp_path: Path) -> None:
     (tmp_path / name).write_text('{"model_type": "llama"}')
-    with pytest.raises(CheckpointError, match="other files|another model"):
+    with pytest.raises(CheckpointError, match=r"other files|another model"):
         ControlledLM(random_network(base_lm("markov"))).save_pretrained(tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
