@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from dinado.bases.markov import build_markov as build_markov
     from dinado.bases.tiny_gpt2 import build_tiny_gpt2 as build_tiny_gpt2
     from dinado.batch import RolloutBatch as RolloutBatch
+    from dinado.control.control_processor import ControlLogitsProcessor as ControlLogitsProcessor
     from dinado.control.controlled_lm import ControlledLM as ControlledLM
     from dinado.control.norm_head import NormHead as NormHead
     from dinado.errors import UserError as UserError
@@ -51,6 +52,7 @@ _FILES = {
     "bases.markov": ("build_markov",),
     "bases.tiny_gpt2": ("build_tiny_gpt2",),
     "batch": ("RolloutBatch",),
+    "control.control_processor": ("ControlLogitsProcessor",),
     "control.controlled_lm": ("ControlledLM",),
     "control.norm_head": ("NormHead",),
     "errors": ("UserError",),

@@ -19,6 +19,7 @@ from dinado.bases.markov import build_markov, build_word_tokenizer
 from dinado.bases.tiny_gpt2 import build_tiny_gpt2
 from dinado.batch import RolloutBatch
 from dinado.control.oracle_network import OracleNetwork
+from dinado.parameters.full import Full
 from dinado.parameters.lora import Lora
 from dinado.parameters.network import Network
 from dinado.prompt import Prompt
@@ -152,6 +153,16 @@ def random_lora(base: BaseLM, size: float = 0.3, **settings: object) -> Lora:
         for name, parameter in base.model.named_parameters():
             if "lora_B" in name:
                 parameter.copy_(torch.randn(parameter.shape, generator=stream) * size)
+    return scores.eval()
+
+
+def random_full(base: BaseLM, size: float = 0.1) -> Full:
+    """A copy of the base, every weight of it moved."""
+    scores = Full.inject(base, link="identity", seed=0)
+    stream = torch.Generator().manual_seed(3)
+    with torch.no_grad():
+        for parameter in scores.policy.model.parameters():
+            parameter.add_(torch.randn(parameter.shape, generator=stream) * size)
     return scores.eval()
 
 

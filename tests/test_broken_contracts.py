@@ -114,6 +114,17 @@ class HasAWeightForNothing(Full):
         self.idle = nn.Parameter(torch.zeros(3))
 
 
+class DependsOnMore(Full):
+    """The policy is moved by a weight that is not trained, and not the same in every process."""
+
+    @classmethod
+    def inject(cls, base: BaseLM, **settings: Any) -> Self:
+        scores = super().inject(base, **settings)
+        frozen = scores.policy.model.get_output_embeddings().weight.requires_grad_(False)
+        frozen.data = frozen + 0.1 * torch.randn(frozen.shape)
+        return scores
+
+
 class NeverOff(Lora):
     @classmethod
     def inject(cls, base: BaseLM, **settings: Any) -> Self:
@@ -139,6 +150,7 @@ class StaysInside(Lora):
         (ForgetsTheTemperature, parameters.statistics_agree),
         (ForgetsTheTemperature, parameters.decodes_what_was_trained),
         (HasAWeightForNothing, parameters.gradients_reach_what_is_trained),
+        (DependsOnMore, parameters.a_folder_brings_it_back),
         (NeverOff, parameters.switches_off_and_on),
         (StaysInside, parameters.folds_or_says_why_not),
     ],

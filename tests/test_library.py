@@ -1,4 +1,4 @@
-"""The page on the library runs as it is printed, and the package's names are where it says."""
+"""The pages on the library run as they are printed, and the package's names are where they say."""
 
 from __future__ import annotations
 
@@ -14,28 +14,30 @@ from conftest import ROOT
 
 import dinado
 
-PAGE = (ROOT / "docs" / "library.md").read_text(encoding="utf-8")
+PAGES = {name: (ROOT / "docs" / name).read_text(encoding="utf-8") for name in ("library.md", "controlled_model.md")}
 BLOCK = re.compile(r"^```python\n(.*?)^```\n(?:\n```text\n(.*?)^```\n)?", re.MULTILINE | re.DOTALL)
 NUMBER = re.compile(r"\d+(?:\.\d+)?")
 ROUNDING = 0.03
 """How far a printed number may be off: matrix products round differently on other machines."""
 
 
-def test_the_page_runs_in_order_and_prints_what_it_shows() -> None:
-    blocks, namespace = BLOCK.findall(PAGE), {"__name__": "page"}
-    assert len(blocks) == PAGE.count("```python") >= 6
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_runs_in_order_and_prints_what_it_shows(name: str) -> None:
+    blocks, namespace = BLOCK.findall(PAGES[name]), {"__name__": "page"}
+    assert len(blocks) == PAGES[name].count("```python") >= 4
     for code, shown in blocks:
         out = io.StringIO()
         with contextlib.redirect_stdout(out):
-            exec(compile(code, "docs/library.md", "exec"), namespace)
+            exec(compile(code, f"docs/{name}", "exec"), namespace)
         assert shown, "every block shows what it prints"
         assert NUMBER.sub("#", out.getvalue()) == NUMBER.sub("#", shown), f"printed:\n{out.getvalue()}"
         found, wanted = ([float(word) for word in NUMBER.findall(text)] for text in (out.getvalue(), shown))
         assert found == pytest.approx(wanted, rel=ROUNDING, abs=ROUNDING), f"printed:\n{out.getvalue()}"
 
 
-def test_the_page_is_narrow() -> None:
-    assert [line for line in PAGE.splitlines() if len(line) > 100] == []
+@pytest.mark.parametrize("name", PAGES)
+def test_the_page_is_narrow(name: str) -> None:
+    assert [line for line in PAGES[name].splitlines() if len(line) > 100] == []
 
 
 def test_every_name_is_what_type_checkers_see() -> None:

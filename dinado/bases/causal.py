@@ -26,7 +26,7 @@ from dinado.bases.architecture import (
     window_of,
 )
 from dinado.bases.identity import model_digest
-from dinado.bases.loading import load_causal
+from dinado.bases.loading import Source, load_causal, source_of
 from dinado.bases.path_check import check_paths
 from dinado.bases.shared_prefix import align, run_shared
 from dinado.batch import RolloutBatch
@@ -79,11 +79,14 @@ class BaseLM(nn.Module):
         window: the number of slots that a token attends to in some layer; None for all.
         context: the largest number of tokens, prompt and response, that the model reads right; None for any.
         shards: synchronises the ranks that hold shards of the layers (dinado/bases/sharding.py); None if unsharded.
+        source: where :meth:`load` found the model; None for one that was built in memory.
+        switched_on: whether adapters in the model, if there are any, are on.
     """
 
     model: Any
     eos_ids: tuple[int, ...]
     shards: InStep | None = None
+    source: Source | None = None
 
     def __init__(
         self,
@@ -103,6 +106,7 @@ class BaseLM(nn.Module):
         self.system_prompt = system_prompt
         self.name = name
         self._switches: list[Switch] = []
+        self.switched_on = True
         tokenizer.padding_side = "left"
         ids = model.generation_config.eos_token_id
         ids = tokenizer.eos_token_id if ids is None else ids
@@ -134,7 +138,9 @@ class BaseLM(nn.Module):
             DataError: see :func:`dinado.bases.loading.load_causal`.
         """
         model, tokenizer = load_causal(path_or_name, revision=revision, dtype=dtype)
-        return cls(model, tokenizer, name=name or path_or_name, **kwargs)
+        base = cls(model, tokenizer, name=name or path_or_name, **kwargs)
+        base.source = source_of(model, path_or_name, revision, dtype)
+        return base
 
     def train(self, mode: bool = True) -> BaseLM:
         """Stay in eval mode: a frozen base never applies dropout."""
@@ -152,10 +158,17 @@ class BaseLM(nn.Module):
     @contextmanager
     def adapters(self, *, on: bool) -> Iterator[None]:
         """Switch all adapters in the model on or off within the context."""
+        before, self.switched_on = self.switched_on, on
         with ExitStack() as stack:
+            stack.callback(setattr, self, "switched_on", before)
             for switch in self._switches:
                 stack.enter_context(switch(self.model, on))
             yield
+
+    @property
+    def has_adapters(self) -> bool:
+        """Whether there are adapters in the model."""
+        return bool(self._switches)
 
     @property
     def device(self) -> torch.device:

@@ -11,6 +11,8 @@ from datetime import datetime
 from typing import Any
 
 CLOCK = "strftime_now"
+DATE = "dinado_frozen_date"
+"""Attribute of a tokenizer whose chat template has been frozen."""
 _DIRECTIVES = "aAbBcdDeFgGHIjklmMnpPrRsStTuUVwWxXyYzZhC"
 
 
@@ -23,6 +25,12 @@ def freeze_date(tokenizer: Any, moment: datetime) -> None:
     if CLOCK in template:
         frozen = _with_clock(template, moment)
         tokenizer.apply_chat_template = functools.partial(tokenizer.apply_chat_template, chat_template=frozen)
+        setattr(tokenizer, DATE, moment.isoformat())
+
+
+def frozen_date(tokenizer: Any) -> str | None:
+    """Return the moment that a tokenizer's chat template sees as now, in ISO format; None unless it is frozen."""
+    return getattr(tokenizer, DATE, None)
 
 
 def _with_clock(template: str, moment: datetime) -> str:

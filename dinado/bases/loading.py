@@ -8,7 +8,7 @@ import tempfile
 from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,6 +22,28 @@ ADAPTER_CONFIG = "adapter_config.json"
 MODEL_CONFIG = "config.json"
 MOST_CHANGE = {torch.float32: 1e-3, torch.float64: 1e-6}
 """Largest change of a logit that folding may cause, relative to the largest logit; 0.1 for shorter types."""
+
+
+class Source(NamedTuple):
+    """Where a model was loaded from, so that it can be loaded again.
+
+    Attributes:
+        path: absolute path of a folder, or a hub name.
+        revision: of the hub, the resolved commit where it is known.
+        dtype: storage type of the weights.
+    """
+
+    path: str
+    revision: str | None
+    dtype: str
+
+
+def source_of(model: Any, path_or_name: str, revision: str | None, dtype: str) -> Source:
+    """Return where a model has been loaded from by :func:`load_causal`."""
+    folder = Path(path_or_name).expanduser()
+    if folder.is_dir():
+        return Source(str(folder.resolve()), None, dtype)
+    return Source(path_or_name, getattr(model.config, "_commit_hash", None) or revision, dtype)
 
 
 def load_causal(path_or_name: str, *, revision: str | None, dtype: str) -> tuple[Any, Any]:

@@ -1,30 +1,41 @@
 """The controlled model q proportional to p * R^alpha as a transformers model with ``generate()``.
 
 Base and oracle network share one cache object, with the network's layers after the base's, so that cache operations of
-``generate`` (beam reordering, batch selection) apply to both. A policy decodes without the base.
+``generate`` (beam reordering, batch selection, cropping) apply to both. A policy decodes without the base.
 
 Axes: N rows, L new positions, V vocabulary, D width.
 """
 
 from __future__ import annotations
 
+import inspect
+from contextlib import nullcontext
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 from transformers import Cache, DynamicCache, GenerationConfig, GenerationMixin, PreTrainedConfig, PreTrainedModel
 from transformers.modeling_outputs import CausalLMOutputWithPast
+from transformers.utils import can_return_tuple
 
 from dinado.bases.architecture import check_length
 from dinado.bases.causal import BaseLM
+from dinado.bases.joint_cache import check_kind, claim
 from dinado.bases.shared_prefix import positions_PS
+from dinado.control.generation_limits import check_alpha, check_call
+from dinado.control.saved_control import MODEL_TYPE, read_saved, restore_scores, save_scores
+from dinado.errors import UserError
 from dinado.parameters.parameterisation import Parameterisation
+
+NOT_COMPUTED = ("labels", "inputs_embeds", "output_attentions", "output_hidden_states")
+"""Arguments of other models' forward passes that ask for more than logits of token ids."""
 
 
 class ControlledConfig(PreTrainedConfig):
     """The sizes that ``generate()`` reads: every layer of the cache keeps all keys and values."""
 
-    model_type = "dinado_controlled"
+    model_type = MODEL_TYPE
 
     vocab_size: int = 1
     hidden_size: int = 1
@@ -38,6 +49,10 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
     Args:
         scores: the trained parameterisation.
         alpha: control strength; 0 is the base, 1 the trained model. A policy with another alpha runs the base too.
+            ``forward`` and ``generate`` take another one for a single call.
+
+    Raises:
+        UserError: alpha is not a finite number.
     """
 
     config_class = ControlledConfig
@@ -46,7 +61,7 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
     scores: Parameterisation
 
     def __init__(self, scores: Parameterisation, alpha: float = 1.0) -> None:
-        base = scores.base
+        base, alpha = scores.base, check_alpha(alpha)
         # The base's own config would bring what the wrapper has not: windows, experts, embeddings of its own.
         super().__init__(
             ControlledConfig(
@@ -73,6 +88,7 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         """The frozen base."""
         return self.scores.base
 
+    @can_return_tuple
     def forward(
         self,
         input_ids: Tensor,
@@ -81,6 +97,7 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         past_key_values: Cache | None = None,
         use_cache: bool | None = None,
         logits_to_keep: int = 0,
+        alpha: float | None = None,
         **unused: Any,
     ) -> CausalLMOutputWithPast:
         """Return next-token logits of q (log-probabilities up to a constant), ``[N, L, V]`` float32.
@@ -88,20 +105,81 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         Args:
             attention_mask: ``[N, past + L]``, 0 on left padding.
             position_ids: computed from the mask if not given.
+            past_key_values: a plain dynamic cache, empty or filled by this model with an alpha that ran as many models.
             logits_to_keep: number of last positions to compute logits for; 0 for all.
+            alpha: control strength of this call; None for the model's own.
 
         Raises:
-            UserError: the text is longer than the base's context.
+            UserError: the text is longer than the base's context, the cache is of another kind or model, or an argument
+                asks for what the model does not compute.
         """
-        cache = past_key_values if past_key_values is not None else DynamicCache()
-        length = input_ids.shape[1]
+        for name in NOT_COMPUTED:
+            if unused.get(name) is not None and unused[name] is not False:
+                raise UserError(f"{name}: a controlled model computes logits of token ids alone; leave it out")
+        alpha = self.alpha if alpha is None else check_alpha(alpha)
+        cache = DynamicCache() if past_key_values is None else past_key_values
+        check_kind(cache)
+        past, length = cache.get_seq_length(), input_ids.shape[1]
+        claim(cache, self.base.num_layers + self.scores.cache_layers(alpha), id(self.scores))
         if attention_mask is None:
-            past = cache.get_seq_length() if past_key_values is not None else 0
             attention_mask = torch.ones((len(input_ids), past + length), dtype=torch.long, device=input_ids.device)
         if position_ids is None:
             position_ids = positions_PS(attention_mask)[:, -length:]
         if self.base.context is not None and attention_mask.shape[1] > self.base.context:
             check_length(self.base.context, int(position_ids.max()) + 1)
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
-        logits = self.scores.logits(input_ids, cache, logits_to_keep, where, self.alpha)
+        with nullcontext() if self.base.switched_on else self.scores.on():
+            logits = self.scores.logits(input_ids, cache, logits_to_keep, where, alpha)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)
+
+    def generate(self, *args: Any, **kwargs: Any) -> Any:
+        """Generate from q; the arguments are those of :meth:`transformers.GenerationMixin.generate`, and ``alpha``.
+
+        Raises:
+            UserError: an argument asks for what base and control together cannot do; see
+                :mod:`dinado.control.generation_limits`.
+        """
+        given = inspect.signature(super().generate).bind(*args, **kwargs).arguments
+        check_call(given | given.pop("kwargs", {}), self.generation_config)
+        return super().generate(*args, **kwargs)
+
+    def init_continuous_batching(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise :class:`UserError`: its paged cache holds the layers of one model."""
+        raise UserError("continuous batching keeps the layers of one model in its cache; call generate() with a batch")
+
+    def push_to_hub(self, *args: Any, **kwargs: Any) -> Any:
+        """Raise :class:`UserError`: a folder is uploaded as it was saved."""
+        raise UserError("push_to_hub: call save_pretrained(folder) and upload the folder, as with `hf upload`")
+
+    def save_pretrained(self, save_directory: str | Path) -> None:
+        """Save the trained weights, and in ``config.json`` what they belong to; the base stays where it is.
+
+        The folder holds ``config.json`` and one safetensors file. An earlier save in it is replaced, at no moment
+        leaving a mixture; any other content is refused.
+
+        Raises:
+            CheckpointError: the folder holds something else or cannot be written, or the weights have been folded.
+        """
+        about = {
+            "architectures": [type(self).__name__],
+            "alpha": self.alpha,
+            "generation": self.generation_config.to_diff_dict(),
+        }
+        save_scores(self.scores, Path(save_directory), about)
+
+    @classmethod
+    def from_pretrained(cls, folder: str | Path, *, base: BaseLM | str | Path | None = None) -> ControlledLM:
+        """Load a folder that :meth:`save_pretrained` wrote, in evaluation mode; no code in it or its base is run.
+
+        Args:
+            base: the frozen base, or its folder or hub name; None for where it was when the folder was saved. Adapters
+                are injected into a base that is given as an object.
+
+        Raises:
+            CheckpointError: it is no such folder, files are missing or damaged, or the base is another one.
+        """
+        saved = read_saved(Path(folder))
+        scores = restore_scores(saved, base)
+        model = cls(scores, saved.entry("alpha", (int, float)))
+        model.generation_config = GenerationConfig.from_dict(saved.entry("generation", dict))
+        return model.eval()

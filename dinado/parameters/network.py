@@ -150,8 +150,8 @@ class Network(Parameterisation):
         """Return the number of cache layers of the network."""
         return self.network.cache_layers
 
-    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """Compute log p + alpha log R, up to a constant."""
+    def log_p_and_r(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the base's logits, and the scores from its hidden states."""
         layers, network = self.base.num_layers, self.network
         indices = [round(depth * layers) for depth in self.taps]
         out = self.base.model.base_model(
@@ -168,4 +168,4 @@ class Network(Parameterisation):
         ran = network.run(network.features(taps, ids_NL, self.base.head), past_key_values=view, **where)
         last_states = NetworkStates(*(out[:, -keep:] for out in ran), *(() if len(ran) > 1 else (None,)))
         u = network.head(self.base.head).logits(network.score_hidden(last_states))
-        return self.base.head.logits(last[:, -keep:]) + alpha * link_scores(self.link, u)
+        return self.base.head.logits(last[:, -keep:]), link_scores(self.link, u)

@@ -9,7 +9,10 @@ Axes: B rollouts, T response tokens, N rows, L new positions, V vocabulary, D an
 from __future__ import annotations
 
 import abc
-from collections.abc import Sequence
+import copy
+import functools
+import inspect
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -83,12 +86,27 @@ class CannotFold(UserError):
     """The error that trained weights cannot be folded into a plain model; the message gives the reason."""
 
 
+class Injection(NamedTuple):
+    """What is needed to inject the same weights around the same base again, before their values are loaded.
+
+    Attributes:
+        settings: the keyword arguments of ``inject``, defaults included.
+        names: the names of the trained weights.
+    """
+
+    settings: dict[str, Any]
+    names: tuple[str, ...]
+
+
 class Parameterisation(nn.Module, abc.ABC):
     """Trained weights around a frozen base.
 
     Attributes:
         base: the frozen base; its fingerprint names the pretrained weights alone.
+        injection: how ``inject`` built the weights; None where the class was called itself.
     """
+
+    injection: Injection | None = None
 
     is_policy: ClassVar[bool]
     """Whether it is a language model of its own, which decodes without a second model beside it."""
@@ -96,6 +114,12 @@ class Parameterisation(nn.Module, abc.ABC):
     def __init__(self, base: BaseLM) -> None:
         super().__init__()
         self.base = base
+
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Make ``inject`` of every subclass remember its settings."""
+        super().__init_subclass__(**kwargs)
+        if isinstance(own := vars(cls).get("inject"), classmethod):
+            cls.inject = classmethod(_remembering(own.__func__))  # type: ignore[method-assign,assignment]
 
     @classmethod
     @abc.abstractmethod
@@ -184,12 +208,40 @@ class Parameterisation(nn.Module, abc.ABC):
         """Return the number of cache layers that decoding needs behind those of the base."""
 
     @abc.abstractmethod
+    def log_p_and_r(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Return log p and log R of next tokens, ``[N, keep, V]`` float32, each up to a constant per position.
+
+        Args:
+            cache: one cache for everything, with the layers that an alpha other than 1 needs.
+            keep: positions to form logits for, the last ones; 0 for all.
+            where: attention mask and position ids.
+        """
+
     def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
         """Return next-token logits of p * R^alpha for new tokens, ``[N, keep, V]`` float32.
 
         Args:
-            cache: one cache for everything; the base's layers come first.
-            keep: positions to form logits for, the last ones; 0 for all.
-            where: attention mask and position ids.
-            alpha: control strength.
+            alpha: control strength; for the others see :meth:`log_p_and_r`.
         """
+        log_p_NLV, log_r_NLV = self.log_p_and_r(ids_NL, cache, keep, where)
+        return log_p_NLV + alpha * log_r_NLV
+
+
+def _remembering(inject: Callable[..., Parameterisation]) -> Callable[..., Parameterisation]:
+    """Return an ``inject`` that leaves its settings with what it builds."""
+    signature = inspect.signature(inject)
+
+    @functools.wraps(inject)
+    def run(cls: type[Parameterisation], base: BaseLM, *args: Any, **kwargs: Any) -> Parameterisation:
+        bound = signature.bind(cls, base, *args, **kwargs)
+        bound.apply_defaults()
+        _, _, *given = bound.arguments.items()
+        settings: dict[str, Any] = {}
+        for name, value in given:
+            collects = signature.parameters[name].kind is inspect.Parameter.VAR_KEYWORD
+            settings |= copy.deepcopy(value if collects else {name: value})
+        scores = inject(cls, base, *args, **kwargs)
+        scores.injection = Injection(settings, tuple(scores.trained()))
+        return scores
+
+    return run

@@ -100,14 +100,18 @@ class Policy(Parameterisation, ABC):
         """Return the number of layers of a second cache for the base, which is needed where alpha is not 1."""
         return self.base.num_layers if alpha != 1.0 else 0
 
-    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """Compute the policy's logits; where alpha is not 1, interpolate or extrapolate from the base's."""
+    def log_p_and_r(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
+        """Compute the base's logits, and the policy's relative to them."""
         of_policy = self._logits(self.policy, self.head, 0, ids_NL, cache, keep, where)
-        if alpha == 1.0:
-            return of_policy
         with self.off():
             of_base = self._logits(self.base, self.base.head, self.base.num_layers, ids_NL, cache, keep, where)
-        return of_base + alpha * (of_policy - of_base)
+        return of_base, of_policy - of_base
+
+    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
+        """Compute the policy's logits; where alpha is not 1, interpolate or extrapolate from the base's."""
+        if alpha == 1.0:
+            return self._logits(self.policy, self.head, 0, ids_NL, cache, keep, where)
+        return super().logits(ids_NL, cache, keep, where, alpha)
 
     def _without_base(self, policy_BTD: Tensor, batch: RolloutBatch) -> VocabularyStatistics:
         """Compute the statistics without a pass over p's vocabulary: q is normalised and log p of the tokens stored."""

@@ -6,6 +6,7 @@ Axes: B responses, T tokens, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from tempfile import TemporaryDirectory
 from typing import NamedTuple
 
 import torch
@@ -155,6 +156,20 @@ def a_checkpoint_brings_it_back(case: ParametersCase) -> None:
     torch.testing.assert_close(fresh.log_q(batch), scores.log_q(batch), rtol=0, atol=1e-6)
 
 
+def a_folder_brings_it_back(case: ParametersCase) -> None:
+    """Check that the saved controlled model is the same after loading, without and with a mixture of both models."""
+    scores, _ = moved(case)
+    ids_PS, mask_PS = scores.base.encode_prompts(PROMPTS)
+    with TemporaryDirectory() as folder, torch.no_grad():
+        ControlledLM(scores).save_pretrained(folder)
+        again = ControlledLM.from_pretrained(folder, base=case.base())
+        for alpha in (1.0, 0.5):
+            found, wanted = (
+                model(ids_PS, attention_mask=mask_PS, alpha=alpha).logits for model in (again, ControlledLM(scores))
+            )
+            assert torch.equal(found, wanted)
+
+
 def folds_or_says_why_not(case: ParametersCase) -> None:
     """Check that a plain model computes the same, or the error gives the reason."""
     scores, batch = moved(case)
@@ -200,6 +215,7 @@ CHECKS = (
     decodes_what_was_trained,
     measures_its_change,
     a_checkpoint_brings_it_back,
+    a_folder_brings_it_back,
     folds_or_says_why_not,
     groups_are_a_partition,
     layers_may_be_recomputed,
