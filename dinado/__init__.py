@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dinado.bases.decoder import Decoder as Decoder
     from dinado.bases.markov import build_markov as build_markov
     from dinado.bases.tiny_gpt2 import build_tiny_gpt2 as build_tiny_gpt2
+    from dinado.bases.twins import twin as twin
     from dinado.batch import RolloutBatch as RolloutBatch
     from dinado.control.controlled_lm import ControlledLM as ControlledLM
     from dinado.control.norm_head import NormHead as NormHead
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
     from dinado.oracles.tokens import TokenOracle as TokenOracle
     from dinado.oracles.tokens import token_dfa as token_dfa
     from dinado.oracles.user import load_oracle as load_oracle
+    from dinado.parameters.composed import Composed as Composed
     from dinado.parameters.full import Full as Full
     from dinado.parameters.lora import Lora as Lora
     from dinado.parameters.network import Network as Network
@@ -50,6 +52,7 @@ _FILES = {
     "bases.decoder": ("Decoder",),
     "bases.markov": ("build_markov",),
     "bases.tiny_gpt2": ("build_tiny_gpt2",),
+    "bases.twins": ("twin",),
     "batch": ("RolloutBatch",),
     "control.controlled_lm": ("ControlledLM",),
     "control.norm_head": ("NormHead",),
@@ -67,6 +70,7 @@ _FILES = {
     "oracles.regex": ("RegexOracle",),
     "oracles.tokens": ("TokenOracle", "token_dfa"),
     "oracles.user": ("load_oracle",),
+    "parameters.composed": ("Composed",),
     "parameters.full": ("Full",),
     "parameters.lora": ("Lora",),
     "parameters.network": ("Network",),

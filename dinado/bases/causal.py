@@ -158,6 +158,11 @@ class BaseLM(nn.Module):
             yield
 
     @property
+    def has_adapters(self) -> bool:
+        """Whether adapters have been injected into the model."""
+        return bool(self._switches)
+
+    @property
     def device(self) -> torch.device:
         """The device of the weights."""
         return next(self.model.parameters()).device

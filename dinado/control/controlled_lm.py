@@ -1,7 +1,7 @@
 """The controlled model q proportional to p * R^alpha as a transformers model with ``generate()``.
 
-Base and oracle network share one cache object, with the network's layers after the base's, so that cache operations of
-``generate`` (beam reordering, batch selection) apply to both. A policy decodes without the base.
+All models share one cache object, with the layers of trained models after the base's, so that cache operations of
+``generate`` (beam reordering, batch selection) apply to all of them. A policy decodes without the base.
 
 Axes: N rows, L new positions, V vocabulary, D width.
 """
@@ -18,6 +18,7 @@ from transformers.modeling_outputs import CausalLMOutputWithPast
 from dinado.bases.architecture import check_length
 from dinado.bases.causal import BaseLM
 from dinado.bases.shared_prefix import positions_PS
+from dinado.parameters.composed import Composed, Mixture
 from dinado.parameters.parameterisation import Parameterisation
 
 
@@ -36,23 +37,23 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
     """A transformers model that decodes with p * R^alpha.
 
     Args:
-        scores: the trained parameterisation.
+        scores: the trained parameterisation, or several composed.
         alpha: control strength; 0 is the base, 1 the trained model. A policy with another alpha runs the base too.
     """
 
     config_class = ControlledConfig
     _supports_sdpa = True
     main_input_name = "input_ids"
-    scores: Parameterisation
+    scores: Parameterisation | Composed
 
-    def __init__(self, scores: Parameterisation, alpha: float = 1.0) -> None:
+    def __init__(self, scores: Parameterisation | Composed, alpha: float = 1.0) -> None:
         base = scores.base
         # The base's own config would bring what the wrapper has not: windows, experts, embeddings of its own.
         super().__init__(
             ControlledConfig(
                 vocab_size=base.vocab_size,
                 hidden_size=base.hidden_size,
-                num_hidden_layers=base.num_layers + scores.cache_layers(alpha),
+                num_hidden_layers=Mixture.of(scores, alpha).num_layers,
                 max_position_embeddings=base.context,
             )
         )
@@ -103,5 +104,5 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         if self.base.context is not None and attention_mask.shape[1] > self.base.context:
             check_length(self.base.context, int(position_ids.max()) + 1)
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
-        logits = self.scores.logits(input_ids, cache, logits_to_keep, where, self.alpha)
+        logits = Mixture.of(self.scores, self.alpha).logits(input_ids, cache, logits_to_keep, where)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)

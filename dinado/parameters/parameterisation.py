@@ -68,6 +68,13 @@ class MatrixPair(NamedTuple):
     scale: float
 
 
+class Share(NamedTuple):
+    """A factor R^alpha of what is decoded with."""
+
+    scores: Parameterisation
+    alpha: float
+
+
 class CannotFold(UserError):
     """The error that trained weights cannot be folded into a plain model; the message gives the reason."""
 
@@ -164,17 +171,29 @@ class Parameterisation(nn.Module, abc.ABC):
         """Return the model whose layers may be recomputed in the backward pass; None where it does not pay."""
         return None
 
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the base that decoding reads, as fractions of the layers; a policy reads none."""
+        return ()
+
+    @property
     @abc.abstractmethod
-    def cache_layers(self, alpha: float) -> int:
-        """Return the number of cache layers that decoding needs behind those of the base."""
+    def own_layers(self) -> int:
+        """The number of cache layers that decoding needs besides those of the base."""
 
     @abc.abstractmethod
-    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """Return next-token logits of p * R^alpha for new tokens, ``[N, keep, V]`` float32.
+    def own_logits(
+        self, ids_NL: Tensor, taps: Sequence[Tensor], cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
+        """Return log R after new tokens, or log q of a policy, up to a constant, ``[N, keep, V]`` float32.
 
         Args:
-            cache: one cache for everything; the base's layers come first.
+            taps: states of the base at :attr:`depths`, each ``[N, L, D]``.
+            cache: the layers of its own, :attr:`own_layers` of them.
             keep: positions to form logits for, the last ones; 0 for all.
             where: attention mask and position ids.
-            alpha: control strength.
         """
+
+    def shares(self, alpha: float) -> list[Share]:
+        """Return what is decoded with at a control strength: these weights alone."""
+        return [Share(self, alpha)]
