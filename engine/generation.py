@@ -1,4 +1,4 @@
-"""Decoding of prompts from the command line, a file or stdin with a trained run, for ``generate.py``."""
+"""Decoding of prompts from the command line, a file or stdin with trained runs, for ``generate.py``."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from datamodules.tasks import build_task
 from datamodules.tasks.conversations import MESSAGES, request_of, row_of
 from datamodules.tasks.json_rows import read_rows
 from dinado.bases.decoder import Decoder
@@ -22,10 +21,7 @@ from dinado.errors import DataError
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import sample, uniforms
-from engine.devices import device_of
-from engine.restoring import restore_method
-from workbench.run_folder import RunFolder
-from workbench.settings.config import Config
+from engine.composing import restore_controlled
 
 log = logging.getLogger(__name__)
 
@@ -58,7 +54,7 @@ def read_prompts(text: str | None, file: str | None) -> list[Prompt]:
 
 @torch.no_grad()
 def write_texts(
-    run: Path,
+    runs: Sequence[str | Path],
     prompts: list[Prompt],
     overrides: Sequence[str] = (),
     *,
@@ -66,7 +62,7 @@ def write_texts(
     mode: str,
     num: int,
     beams: int,
-    alpha: float | None,
+    alphas: Sequence[float] | None,
     max_new_tokens: int | None,
     seed: int,
     choice: tuple[int, int] | None = None,
@@ -79,6 +75,8 @@ def write_texts(
     and tokens were drawn for it, their effective number, and log Z.
 
     Args:
+        runs: the run to decode with, or several that decode together.
+        alphas: the strength of each run, or one for all; None takes each run's own.
         choice: K texts to choose each one among, and the most to draw; None writes texts as they come.
         verify: leave a chosen text that the oracle rejects empty.
 
@@ -88,13 +86,13 @@ def write_texts(
     if output and (Path(output).is_dir() or not Path(output).absolute().parent.is_dir()):
         raise DataError(f"--output {output}: name a file in a folder that exists")
     field = _free_field(prompts)
-    method = restore_method(run, overrides=overrides)
-    method.to(device_of(method.config.trainer))
-    model = method.controlled(alpha)
-    budget = max_new_tokens or method.config.rollouts.max_new_tokens
-    check_prompts(method.base, prompts, budget, "--max-new-tokens")
-    oracle = None if choice is None else _oracle_of(method.config, run, prompts)
-    truncated = method.config.rollouts.truncated
+    restored = restore_controlled(runs, overrides, alphas)
+    model, truncated = restored.model, restored.truncated
+    budget = max_new_tokens or restored.max_new_tokens
+    check_prompts(model.base, prompts, budget, "--max-new-tokens")
+    oracle = None if choice is None else restored.oracle()
+    if oracle is not None:
+        oracle.check_prompts(prompts)
     records: list[dict[str, Any]] = []
     stream = open(output, "w", encoding="utf-8") if output else sys.stdout  # noqa: SIM115
     try:
@@ -160,14 +158,6 @@ def choose(
         }
         found.append(("" if verify and not answer.accepted else answer.text, numbers))
     return [found[i * num : (i + 1) * num] for i in range(len(prompts))]
-
-
-def _oracle_of(config: Config, run: Path, prompts: list[Prompt]) -> Oracle:
-    """Return the run's oracle, once it can read these prompts."""
-    RunFolder(run).make_importable()
-    oracle = build_task(config).oracle
-    oracle.check_prompts(prompts)
-    return oracle
 
 
 def decode(

@@ -16,7 +16,7 @@ def check_plain(base: BaseLM) -> None:
     """
     if base.has_adapters:
         raise UserError(
-            f"{base.name} has adapters of another run; give every run a twin(base) of its own, made before any is injected"
+            f"{base.name} has adapters of another run; take a twin(base) for each, made before any adapters"
         )
 
 
