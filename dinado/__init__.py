@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from dinado.bases.decoder import Decoder as Decoder
     from dinado.bases.markov import build_markov as build_markov
     from dinado.bases.tiny_gpt2 import build_tiny_gpt2 as build_tiny_gpt2
+    from dinado.bases.twins import twin as twin
     from dinado.batch import RolloutBatch as RolloutBatch
     from dinado.control.control_processor import ControlLogitsProcessor as ControlLogitsProcessor
     from dinado.control.controlled_lm import ControlledLM as ControlledLM
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from dinado.oracles.tokens import TokenOracle as TokenOracle
     from dinado.oracles.tokens import token_dfa as token_dfa
     from dinado.oracles.user import load_oracle as load_oracle
+    from dinado.parameters.composed import Composed as Composed
     from dinado.parameters.full import Full as Full
     from dinado.parameters.lora import Lora as Lora
     from dinado.parameters.network import Network as Network
@@ -51,6 +53,7 @@ _FILES = {
     "bases.decoder": ("Decoder",),
     "bases.markov": ("build_markov",),
     "bases.tiny_gpt2": ("build_tiny_gpt2",),
+    "bases.twins": ("twin",),
     "batch": ("RolloutBatch",),
     "control.control_processor": ("ControlLogitsProcessor",),
     "control.controlled_lm": ("ControlledLM",),
@@ -69,6 +72,7 @@ _FILES = {
     "oracles.regex": ("RegexOracle",),
     "oracles.tokens": ("TokenOracle", "token_dfa"),
     "oracles.user": ("load_oracle",),
+    "parameters.composed": ("Composed",),
     "parameters.full": ("Full",),
     "parameters.lora": ("Lora",),
     "parameters.network": ("Network",),

@@ -43,7 +43,8 @@ def explained(
 def _blocks(
     generation: Generation, prompts: Sequence[Prompt], rows: Sequence[tuple[int, Written]]
 ) -> list[dict[str, Any]]:
-    method, base = generation.method, generation.method.base
+    (method,) = generation.methods
+    base = method.base
     ids_PS, mask_PS = (tensor.to(base.device) for tensor in base.encode_prompts(prompts))
     batch = RolloutBatch.unjudged(
         ids_PS, mask_PS, [place for place, _ in rows], [list(answer.tokens) for _, answer in rows]
@@ -58,7 +59,7 @@ def _blocks(
 
 def _columns(generation: Generation, answer: Written, tokens: Sequence[ExplainedToken]) -> dict[str, Any]:
     """Return what a record says of every token, as columns; a candidate is its text, p and q."""
-    base = generation.method.base
+    base = generation.model.base
 
     def shown(candidates: Sequence[Candidate]) -> list[list[Any]]:
         return [[base.tokenizer.decode([one.token]), round(one.p, 5), round(one.q, 5)] for one in candidates]

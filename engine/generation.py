@@ -1,25 +1,27 @@
-"""Decoding of prompts with a trained run: samples, greedy texts, beams, or texts chosen among several."""
+"""Decoding of prompts with trained runs: samples, greedy texts, beams, or texts chosen among several."""
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Sequence
+from functools import reduce
 from typing import Any, NamedTuple
 
 import torch
-from transformers.utils.logging import disable_progress_bar
 
-from datamodules.tasks import build_task
 from dinado.bases.decoder import Decoder
 from dinado.bases.prompt_checks import check_prompts
 from dinado.control.controlled_lm import ControlledLM
+from dinado.decoding.answers import Answer
+from dinado.decoding.quasi_rejection import quasi_rejection
 from dinado.decoding.resampling import resample
+from dinado.decoding.twists import Twist, product_of
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import sample, uniforms
+from engine.composing import restore_controlled
 from engine.decoding_settings import Decoding
-from engine.devices import device_of
-from engine.restoring import restore_method
-from lightning_modules.rollout_method import RolloutMethod
+from engine.run_twist import twist_of
 from workbench.run_folder import RunFolder
 
 
@@ -32,35 +34,35 @@ class Written(NamedTuple):
 
 
 class Generation:
-    """A trained run that answers prompts.
+    """A trained run, or several that decode together, that answers prompts.
 
     Args:
-        folder: the run.
-        decoding: how it decodes.
+        folders: the runs.
+        decoding: how they decode.
         overrides: settings to change, such as the place of a base that has moved.
 
     Attributes:
-        method: the run's method, with its trained weights.
+        methods: their methods, with trained weights.
         model: the controlled model.
         budget: largest number of tokens in a text.
     """
 
-    def __init__(self, folder: RunFolder, decoding: Decoding, overrides: Sequence[str] = ()) -> None:
+    def __init__(self, folders: Sequence[RunFolder], decoding: Decoding, overrides: Sequence[str] = ()) -> None:
         self.decoding = decoding
-        disable_progress_bar()  # that of the loading of weights, which would stand between the texts
-        self.method: RolloutMethod = restore_method(folder, overrides=overrides)
-        config = self.method.config
-        self.method.to(device_of(config.trainer))
-        self.model = self.method.controlled(decoding.alpha)
-        self.budget = decoding.max_new_tokens or config.rollouts.max_new_tokens
+        restored = restore_controlled(folders, overrides, decoding.alphas)
+        self.methods, self.model, self.truncated = restored.methods, restored.model, restored.truncated
+        self.budget = decoding.max_new_tokens or restored.max_new_tokens
         self._oracle: Oracle | None = None
+        self._twist: Twist | None = None
         if decoding.exact is not None:
-            folder.make_importable()
-            self._oracle = build_task(config).oracle
+            tasks = restored.tasks()
+            self._oracle = reduce(operator.and_, (task.oracle for task in tasks))
+            if decoding.decoder == "smc":
+                self._twist = product_of([twist_of(*pair) for pair in zip(self.methods, tasks, strict=True)])
 
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise :class:`DataError` for a prompt that does not fit the base, or that the oracle cannot read."""
-        check_prompts(self.method.base, prompts, self.budget, "--max-new-tokens")
+        check_prompts(self.model.base, prompts, self.budget, "--max-new-tokens")
         if self._oracle is not None:
             self._oracle.check_prompts(prompts)
 
@@ -73,48 +75,43 @@ class Generation:
         """
         if self._oracle is None:
             return decode(self.model, prompts, self.decoding, self.budget, start)
-        truncated = self.method.config.rollouts.truncated
-        return choose(self.model, self._oracle, prompts, self.decoding, self.budget, truncated, start)
+        num = self.decoding.num
+        asked = [prompt for prompt in prompts for _ in range(num)]
+        found = [self._written(answer) for answer in self._chosen(self._oracle, asked, start * num)]
+        return [found[i * num : (i + 1) * num] for i in range(len(prompts))]
 
+    def _chosen(self, oracle: Oracle, prompts: Sequence[Prompt], offset: int) -> Sequence[Answer | None]:
+        """Choose a text for each prompt among K of its own; None where none could be had."""
+        decoding = self.decoding
+        assert decoding.exact is not None and decoding.budget is not None, "there are K texts to choose among"
+        common: dict[str, Any] = {
+            "texts": decoding.exact,
+            "budget": decoding.budget,
+            "max_new_tokens": self.budget,
+            "truncated": self.truncated,
+            "seed": decoding.seed,
+            "offset": offset,
+        }
+        if decoding.decoder == "qrs":
+            assert decoding.log_beta is not None, "the command line asks for one"
+            return quasi_rejection(self.model, oracle, prompts, log_beta=decoding.log_beta, **common)
+        return resample(self.model, oracle, prompts, twist=self._twist, threshold=decoding.ess, **common)
 
-def choose(
-    model: ControlledLM,
-    oracle: Oracle,
-    prompts: Sequence[Prompt],
-    decoding: Decoding,
-    budget: int,
-    truncated: str,
-    start: int,
-) -> list[list[Written]]:
-    """Choose the texts of each prompt, each among K of its own.
-
-    A record says whether the text is accepted, how many texts and tokens were drawn for it, their effective number, and
-    log Z.
-    """
-    assert decoding.exact is not None, "there are K texts to choose among"
-    num, found = decoding.num, []
-    for answer in resample(
-        model,
-        oracle,
-        [prompt for prompt in prompts for _ in range(num)],
-        texts=decoding.exact,
-        budget=decoding.budget,
-        max_new_tokens=budget,
-        truncated=truncated,
-        seed=decoding.seed,
-        offset=start * num,
-    ):
+    def _written(self, answer: Answer | None) -> Written:
+        """Return what is written of an answer: whether it is accepted, and what was drawn for it."""
+        if answer is None:
+            return Written("", (), {"accepted": False})
         numbers = {
             "accepted": answer.accepted,
             "score": answer.score,
+            "log_weight": answer.log_weight if answer.accepted else None,
             "texts_drawn": answer.num_texts,
             "tokens_drawn": answer.num_tokens,
             "effective_texts": round(answer.effective, 3),
             "log_z": answer.log_z if answer.accepted else None,
         }
-        empty = decoding.verify and not answer.accepted
-        found.append(Written("" if empty else answer.text, () if empty else answer.tokens, numbers))
-    return [found[i * num : (i + 1) * num] for i in range(len(prompts))]
+        empty = self.decoding.verify and not answer.accepted
+        return Written("" if empty else answer.text, () if empty else answer.tokens, numbers)
 
 
 def decode(

@@ -94,8 +94,17 @@ def restore_method(
     """
     folder = run if isinstance(run, RunFolder) else find_run(run)
     config = from_run_folder(folder.path, overrides).config
-    method = build_method(config, base or build_base(config, folder.started()))
-    check_and_load(method, read_checkpoint(folder.trained))
+    return load_method(config, base or build_base(config, folder.started()), read_checkpoint(folder.trained))
+
+
+def load_method(config: Config, base: BaseLM, checkpoint: dict[str, Any]) -> RolloutMethod:
+    """Build a method around a base and load its trained weights.
+
+    Raises:
+        CheckpointError: the checkpoint does not fit.
+    """
+    method = build_method(config, base)
+    check_and_load(method, checkpoint)
     return method.eval()
 
 

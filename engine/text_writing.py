@@ -28,7 +28,7 @@ BATCH = 16
 
 @interruptible()
 def write_texts(
-    folder: RunFolder,
+    folders: Sequence[RunFolder],
     source: PromptSource,
     decoding: Decoding,
     overrides: Sequence[str] = (),
@@ -53,17 +53,17 @@ def write_texts(
     Raises:
         DataError: there is no prompt, one of them is invalid or does not fit the base, or ``output`` cannot be used.
     """
-    settings = _settings(folder, decoding) if output else {}
+    settings = _settings(folders, decoding) if output else {}
     done = 0
     with RecordWriter(output, settings, go_on=go_on, overwrite=overwrite, as_text=as_text) as writer:
         # A pipe waits for its answer: the model is there before the first prompt.
-        generation = Generation(folder, decoding, overrides) if source.live else None
+        generation = Generation(folders, decoding, overrides) if source.live else None
         try:
             with _progress(writer.resumable, source.total) as show:
                 while prompts := source.take(BATCH):
                     known = writer.known(prompts, decoding.num)
                     if known < len(prompts) * decoding.num:
-                        generation = generation or Generation(folder, decoding, overrides)
+                        generation = generation or Generation(folders, decoding, overrides)
                         generation.check(prompts)
                         # The whole batch again: in a smaller one, sums round differently.
                         answers = generation.answers(prompts, done)
@@ -94,11 +94,12 @@ def write_texts(
         )
 
 
-def _settings(folder: RunFolder, decoding: Decoding) -> dict[str, Any]:
+def _settings(folders: Sequence[RunFolder], decoding: Decoding) -> dict[str, Any]:
     """Return what decides the texts: a file that was begun with other settings is not continued."""
     given = {f"--{name.replace('_', '-')}": value for name, value in asdict(decoding).items()}
-    weights = file_digest(folder.trained)[:16] if folder.trained.is_file() else None
-    return {"run": folder.run_id, "weights": weights, **given}
+    files = [folder.trained for folder in folders]
+    weights = [file_digest(file)[:16] if file.is_file() else None for file in files]
+    return {"runs": [folder.run_id for folder in folders], "weights": weights, **given}
 
 
 def _kept(writer: RecordWriter, output: str | None, before: str) -> str:

@@ -36,11 +36,15 @@ C = TypeVar("C", bound=str)
 
 @dataclass(frozen=True)
 class Option:
-    """A command-line option of a script: ``--name`` or, with a ``metavar``, ``--name VALUE``."""
+    """A command-line option of a script: ``--name`` or, with a ``metavar``, ``--name VALUE``.
+
+    With ``several``, the numbers that follow its value are more values of it: ``--name 1 0.5``, also ``--name 1,0.5``.
+    """
 
     name: str
     help: str
     metavar: str = ""
+    several: bool = False
 
     @property
     def usage(self) -> str:
@@ -107,7 +111,12 @@ def parse(argv: Sequence[str], options: Sequence[Option] = (), settings: bool | 
         elif option and option.metavar:
             if not equals and (not words or words[0].startswith("--")):
                 raise ConfigError(f"--{option.name} needs a value: {option.usage}")
-            found.options[option.name] = value if equals else words.pop(0)
+            given = [value if equals else words.pop(0)]
+            while option.several and words and _is_number(words[0]):
+                given.append(words.pop(0))
+            if option.several and isinstance(before := found.options.get(option.name), str):
+                given.insert(0, before)
+            found.options[option.name] = ",".join(given)
         elif option and equals:
             raise ConfigError(f"--{option.name} takes no value, got {value!r}")
         elif option:
@@ -186,8 +195,20 @@ def number(arguments: Arguments, option: Option, kind: type[N], default: D, leas
         ConfigError: the value is not a number of this kind, or it is below ``least``.
     """
     text = arguments.value(option)
-    if text is None:
-        return default
+    return default if text is None else _number(option, text, kind, least)
+
+
+def numbers(arguments: Arguments, option: Option, kind: type[N], least: float | None = None) -> list[N] | None:
+    """Return the values of a numeric option that takes several, None when it was not given.
+
+    Raises:
+        ConfigError: one of them is not a number of this kind, or it is below ``least``.
+    """
+    text = arguments.value(option)
+    return None if text is None else [_number(option, part, kind, least) for part in _parts(text)]
+
+
+def _number(option: Option, text: str, kind: type[N], least: float | None) -> N:
     wanted = "a whole number" if kind is int else "a number"
     wanted += "" if least is None else f" of {least:g} or more"
     try:
@@ -216,6 +237,18 @@ def print_json(record: Mapping[str, Any]) -> None:
     """Print the result of ``--json``; call this last, so that the result is the last line of stdout."""
     sys.stderr.flush()
     print(json_line(record, ascii_only=not is_unicode(sys.stdout)), flush=True)
+
+
+def _is_number(word: str) -> bool:
+    """Tell whether a word is a number, or several with commas between them."""
+    try:
+        return all(math.isfinite(float(part)) for part in _parts(word))
+    except ValueError:
+        return False
+
+
+def _parts(text: str) -> list[str]:
+    return re.split(r"[,\s]+", text.strip(", "))
 
 
 def _is_switch(word: str) -> bool:

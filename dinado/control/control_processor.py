@@ -18,6 +18,7 @@ from dinado.bases.path_check import TOLERANCE
 from dinado.bases.shared_prefix import positions_PS
 from dinado.control.generation_limits import check_alpha
 from dinado.errors import UserError
+from dinado.parameters.composed import Mixture
 from dinado.parameters.parameterisation import Parameterisation
 
 
@@ -74,7 +75,8 @@ class ControlLogitsProcessor(LogitsProcessor):
             check_length(base.context, int(mask_NL.sum(1).max()))
         where = {"attention_mask": mask_NL, "position_ids": positions_PS(mask_NL)[:, kept:]}
         with self.scores.on():
-            log_p_NLV, log_r_NLV = self.scores.log_p_and_r(input_ids[:, kept:], self._cache, 1, where)
+            both = Mixture.of(self.scores, 1.0, asks_base=True)
+            log_p_NLV, log_r_NLV = both.log_p_and_r(input_ids[:, kept:], self._cache, 1, where)
         self._ids_ML, self._mask_ML = input_ids.clone(), mask_NL
         # What generate() sees is at temperature 1, whatever temperature is part of p.
         plain_NV = (log_p_NLV[:, -1] * base.temperature).log_softmax(1)

@@ -1,7 +1,7 @@
 """The controlled model q proportional to p * R^alpha as a transformers model with ``generate()``.
 
-Base and oracle network share one cache object, with the network's layers after the base's, so that cache operations of
-``generate`` (beam reordering, batch selection, cropping) apply to both. A policy decodes without the base.
+All models share one cache object, with the layers of trained models after the base's, so that cache operations of
+``generate`` (beam reordering, batch selection, cropping) apply to all of them. A policy decodes without the base.
 
 Axes: N rows, L new positions, V vocabulary, D width.
 """
@@ -26,6 +26,7 @@ from dinado.bases.shared_prefix import positions_PS
 from dinado.control.generation_limits import check_alpha, check_call
 from dinado.control.saved_control import MODEL_TYPE, read_saved, restore_scores, save_scores
 from dinado.errors import UserError
+from dinado.parameters.composed import Composed, Mixture
 from dinado.parameters.parameterisation import Parameterisation
 
 NOT_COMPUTED = ("labels", "inputs_embeds", "output_attentions", "output_hidden_states")
@@ -47,7 +48,7 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
     """A transformers model that decodes with p * R^alpha.
 
     Args:
-        scores: the trained parameterisation.
+        scores: the trained parameterisation, or several composed.
         alpha: control strength; 0 is the base, 1 the trained model. A policy with another alpha runs the base too.
             ``forward`` and ``generate`` take another one for a single call.
 
@@ -58,16 +59,16 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
     config_class = ControlledConfig
     _supports_sdpa = True
     main_input_name = "input_ids"
-    scores: Parameterisation
+    scores: Parameterisation | Composed
 
-    def __init__(self, scores: Parameterisation, alpha: float = 1.0) -> None:
+    def __init__(self, scores: Parameterisation | Composed, alpha: float = 1.0) -> None:
         base, alpha = scores.base, check_alpha(alpha)
         # The base's own config would bring what the wrapper has not: windows, experts, embeddings of its own.
         super().__init__(
             ControlledConfig(
                 vocab_size=base.vocab_size,
                 hidden_size=base.hidden_size,
-                num_hidden_layers=base.num_layers + scores.cache_layers(alpha),
+                num_hidden_layers=Mixture.of(scores, alpha).num_layers,
                 max_position_embeddings=base.context,
             )
         )
@@ -120,7 +121,8 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         cache = DynamicCache() if past_key_values is None else past_key_values
         check_kind(cache)
         past, length = cache.get_seq_length(), input_ids.shape[1]
-        claim(cache, self.base.num_layers + self.scores.cache_layers(alpha), id(self.scores))
+        mixture = Mixture.of(self.scores, alpha)
+        claim(cache, mixture.num_layers, id(self.scores))
         if attention_mask is None:
             attention_mask = torch.ones((len(input_ids), past + length), dtype=torch.long, device=input_ids.device)
         if position_ids is None:
@@ -128,8 +130,8 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
         if self.base.context is not None and attention_mask.shape[1] > self.base.context:
             check_length(self.base.context, int(position_ids.max()) + 1)
         where = {"attention_mask": attention_mask, "position_ids": position_ids}
-        with nullcontext() if self.base.switched_on else self.scores.on():
-            logits = self.scores.logits(input_ids, cache, logits_to_keep, where, alpha)
+        with nullcontext() if self.scores.switched_on else self.scores.on():
+            logits = mixture.logits(input_ids, cache, logits_to_keep, where)
         return CausalLMOutputWithPast(logits=logits, past_key_values=cache if use_cache else None)
 
     def generate(self, *args: Any, **kwargs: Any) -> Any:
@@ -159,7 +161,12 @@ class ControlledLM(PreTrainedModel, GenerationMixin):
 
         Raises:
             CheckpointError: the folder holds something else or cannot be written, or the weights have been folded.
+            UserError: the model is composed of several runs.
         """
+        if isinstance(self.scores, Composed):
+            raise UserError(
+                "several runs decode together here; save each of them, and compose them when they are loaded"
+            )
         about = {
             "architectures": [type(self).__name__],
             "alpha": self.alpha,

@@ -54,3 +54,12 @@ class CriticTwist:
         last_N, used_N = np.array([row[-1] for row in tokens]), np.array([len(row) for row in tokens])
         value_N = self._critic.of_prefixes(progress_N, last_N, used_N).double().numpy()
         return np.log(value_N).clip(LEAST, 0.0)
+
+
+def product_of(twists: Sequence[Twist]) -> Twist:
+    """Return the product of the twists of several oracles, the value of all of them where they are independent."""
+
+    def product(batch: RolloutBatch, prompts: Sequence[Prompt], tokens: Sequence[Sequence[int]]) -> np.ndarray:
+        return np.sum([twist(batch, prompts, tokens) for twist in twists], axis=0)
+
+    return product

@@ -10,6 +10,7 @@ from torch import nn
 
 from dinado.bases.architecture import quantised_by
 from dinado.bases.causal import BaseLM
+from dinado.bases.twins import check_plain
 from dinado.errors import UserError
 from dinado.objectives.reduction import Link
 from dinado.parameters.policy import Policy
@@ -23,8 +24,9 @@ class Full(Policy):
         """Copy the base in float32, because steps are too small for shorter types; nothing is initialised at random.
 
         Raises:
-            UserError: the base is quantised.
+            UserError: the base is quantised, or has adapters.
         """
+        check_plain(base)
         if quantisation := quantised_by(base.model):
             raise UserError(
                 f"parameters=full: {base.name} is quantised ({quantisation}) and its weights cannot be trained; take "

@@ -12,6 +12,7 @@ from torch import nn
 from dinado.bases.architecture import text_config
 from dinado.bases.causal import BaseLM
 from dinado.bases.peft_layers import fold_adapters
+from dinado.bases.twins import check_plain
 from dinado.errors import UserError
 from dinado.objectives.reduction import Head, Link
 from dinado.parameters.parameterisation import MatrixPair
@@ -51,8 +52,9 @@ class Lora(Policy):
             targets: module names, or ``all-linear``.
 
         Raises:
-            UserError: no module has such a name, or the output embedding cannot be adapted.
+            UserError: no module has such a name, the output embedding cannot be adapted, or the base has adapters.
         """
+        check_plain(base)
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "lora"))
             _add_adapters(base, r=r, alpha=alpha, dropout=dropout, targets=targets)

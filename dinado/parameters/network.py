@@ -12,10 +12,8 @@ import torch
 from torch import Tensor, nn
 from transformers import Cache
 
-from dinado.bases.architecture import widened
 from dinado.bases.causal import BaseLM, LMStates
 from dinado.bases.frozen_states import frozen_states, split_taps
-from dinado.bases.joint_cache import layers_of
 from dinado.batch import RolloutBatch
 from dinado.control.oracle_network import NetworkRun, NetworkStates, OracleNetwork
 from dinado.objectives.reduction import Link, link_scores
@@ -146,26 +144,21 @@ class Network(Parameterisation):
         """Compute the Frobenius norm of the output matrix, which is 0 at the start."""
         return float(self.network.out.weight.detach().norm())
 
-    def cache_layers(self, alpha: float) -> int:
-        """Return the number of cache layers of the network."""
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the base that the network reads."""
+        return tuple(self.taps)
+
+    @property
+    def own_layers(self) -> int:
+        """The number of cache layers of the network."""
         return self.network.cache_layers
 
-    def log_p_and_r(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the base's logits, and the scores from its hidden states."""
-        layers, network = self.base.num_layers, self.network
-        indices = [round(depth * layers) for depth in self.taps]
-        out = self.base.model.base_model(
-            ids_NL,
-            past_key_values=layers_of(cache, 0, layers),
-            use_cache=True,
-            output_hidden_states=any(i < layers for i in indices),
-            **where,
-        )
-        last = out.last_hidden_state
-        tapped = (last if i == layers else out.hidden_states[i] for i in indices)
-        taps = [widened(state, self.base.state_width) for state in tapped]
-        view = layers_of(cache, layers, layers + network.cache_layers)
-        ran = network.run(network.features(taps, ids_NL, self.base.head), past_key_values=view, **where)
-        last_states = NetworkStates(*(out[:, -keep:] for out in ran), *(() if len(ran) > 1 else (None,)))
-        u = network.head(self.base.head).logits(network.score_hidden(last_states))
-        return self.base.head.logits(last[:, -keep:]), link_scores(self.link, u)
+    def own_logits(
+        self, ids_NL: Tensor, taps: Sequence[Tensor], cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
+        """Compute log R, up to a constant."""
+        network, base_head = self.network, self.base.head
+        ran = network.run(network.features(taps, ids_NL, base_head), past_key_values=cache, **where)
+        states = NetworkStates(*(out[:, -keep:] for out in ran), *(() if len(ran) > 1 else (None,)))
+        return link_scores(self.link, network.head(base_head).logits(network.score_hidden(states)))

@@ -82,6 +82,13 @@ class MatrixPair(NamedTuple):
     scale: float
 
 
+class Share(NamedTuple):
+    """A factor R^alpha of what is decoded with."""
+
+    scores: Parameterisation
+    alpha: float
+
+
 class CannotFold(UserError):
     """The error that trained weights cannot be folded into a plain model; the message gives the reason."""
 
@@ -171,6 +178,11 @@ class Parameterisation(nn.Module, abc.ABC):
         """Switch the trained weights off for a while, so that the base inside is the pretrained one."""
         return self.base.adapters(on=False)
 
+    @property
+    def switched_on(self) -> bool:
+        """Whether the trained weights are on."""
+        return self.base.switched_on
+
     def on(self) -> AbstractContextManager[None]:
         """Switch the trained weights on inside a block in which they are off."""
         return self.base.adapters(on=True)
@@ -203,28 +215,32 @@ class Parameterisation(nn.Module, abc.ABC):
         """Return the model whose layers may be recomputed in the backward pass; None where it does not pay."""
         return None
 
+    @property
+    def depths(self) -> tuple[float, ...]:
+        """Depths of the base that decoding reads, as fractions of the layers; a policy reads none."""
+        return ()
+
+    @property
     @abc.abstractmethod
-    def cache_layers(self, alpha: float) -> int:
-        """Return the number of cache layers that decoding needs behind those of the base."""
+    def own_layers(self) -> int:
+        """The number of cache layers that decoding needs besides those of the base."""
 
     @abc.abstractmethod
-    def log_p_and_r(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Return log p and log R of next tokens, ``[N, keep, V]`` float32, each up to a constant per position.
+    def own_logits(
+        self, ids_NL: Tensor, taps: Sequence[Tensor], cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
+        """Return log R after new tokens, or log q of a policy, up to a constant, ``[N, keep, V]`` float32.
 
         Args:
-            cache: one cache for everything, with the layers that an alpha other than 1 needs.
+            taps: states of the base at :attr:`depths`, each ``[N, L, D]``.
+            cache: the layers of its own, :attr:`own_layers` of them.
             keep: positions to form logits for, the last ones; 0 for all.
             where: attention mask and position ids.
         """
 
-    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """Return next-token logits of p * R^alpha for new tokens, ``[N, keep, V]`` float32.
-
-        Args:
-            alpha: control strength; for the others see :meth:`log_p_and_r`.
-        """
-        log_p_NLV, log_r_NLV = self.log_p_and_r(ids_NL, cache, keep, where)
-        return log_p_NLV + alpha * log_r_NLV
+    def shares(self, alpha: float) -> list[Share]:
+        """Return what is decoded with at a control strength: these weights alone."""
+        return [Share(self, alpha)]
 
 
 def _remembering(inject: Callable[..., Parameterisation]) -> Callable[..., Parameterisation]:

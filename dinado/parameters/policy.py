@@ -14,7 +14,6 @@ from transformers import Cache
 
 from dinado.bases.causal import BaseLM
 from dinado.bases.frozen_states import base_taps, frozen_states, split_taps
-from dinado.bases.joint_cache import layers_of
 from dinado.batch import RolloutBatch
 from dinado.objectives.reduction import Head
 from dinado.objectives.vocabulary import VocabularyStatistics, token_log_probs, vocabulary_statistics
@@ -96,22 +95,17 @@ class Policy(Parameterisation, ABC):
         """Return the policy."""
         return self.policy
 
-    def cache_layers(self, alpha: float) -> int:
-        """Return the number of layers of a second cache for the base, which is needed where alpha is not 1."""
-        return self.base.num_layers if alpha != 1.0 else 0
+    @property
+    def own_layers(self) -> int:
+        """The number of layers of the policy, which sees other states than the base."""
+        return self.policy.num_layers
 
-    def log_p_and_r(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]) -> tuple[Tensor, Tensor]:
-        """Compute the base's logits, and the policy's relative to them."""
-        of_policy = self._logits(self.policy, self.head, 0, ids_NL, cache, keep, where)
-        with self.off():
-            of_base = self._logits(self.base, self.base.head, self.base.num_layers, ids_NL, cache, keep, where)
-        return of_base, of_policy - of_base
-
-    def logits(self, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor], alpha: float) -> Tensor:
-        """Compute the policy's logits; where alpha is not 1, interpolate or extrapolate from the base's."""
-        if alpha == 1.0:
-            return self._logits(self.policy, self.head, 0, ids_NL, cache, keep, where)
-        return super().logits(ids_NL, cache, keep, where, alpha)
+    def own_logits(
+        self, ids_NL: Tensor, taps: Sequence[Tensor], cache: Cache, keep: int, where: dict[str, Tensor]
+    ) -> Tensor:
+        """Compute log q up to a constant; the base does not run."""
+        out = self.policy.model.base_model(ids_NL, past_key_values=cache, use_cache=True, **where)
+        return self.head.logits(out.last_hidden_state[:, -keep:])
 
     def _without_base(self, policy_BTD: Tensor, batch: RolloutBatch) -> VocabularyStatistics:
         """Compute the statistics without a pass over p's vocabulary: q is normalised and log p of the tokens stored."""
@@ -123,11 +117,3 @@ class Policy(Parameterisation, ABC):
         log_p_BT = batch.known_log_p_BT * batch.response_mask_BT
         candidate_log_q = None if batch.candidate_BTK is None else log_q_BTK[..., 1:]
         return VocabularyStatistics(log_p_BT, log_q_BT - log_p_BT, torch.zeros_like(log_q_BT), None, candidate_log_q)
-
-    @staticmethod
-    def _logits(
-        lm: BaseLM, head: Head, start: int, ids_NL: Tensor, cache: Cache, keep: int, where: dict[str, Tensor]
-    ) -> Tensor:
-        view = layers_of(cache, start, start + lm.num_layers)
-        out = lm.model.base_model(ids_NL, past_key_values=view, use_cache=True, **where)
-        return head.logits(out.last_hidden_state[:, -keep:])
