@@ -128,6 +128,24 @@ def test_a_training_step_makes_the_cache_stale() -> None:
     assert (after - before).abs().max() > 0.01
 
 
+@torch.no_grad()
+def test_an_interrupted_pass_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    scores = build("llama", "full")
+    processor = ControlLogitsProcessor(scores)
+    logits = scores.base.model(IDS).logits
+    processor(IDS[:, :4], logits[:, 3])
+    last = scores.policy.model.model.layers[1]  # type: ignore[union-attr,index]
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+
+        def stop(*args: object, **kwargs: object) -> None:
+            raise KeyboardInterrupt
+
+        patch.setattr(last, "forward", stop)
+        processor(IDS[:, :5], logits[:, 4])
+    fresh = ControlLogitsProcessor(scores)(IDS[:, :5], logits[:, 4])
+    torch.testing.assert_close(processor(IDS[:, :5], logits[:, 4]), fresh, rtol=0, atol=1e-5)
+
+
 def test_processors_before_it_forbid_tokens() -> None:
     scores = build("llama", "network")
     model = ControlledLM(scores).eval()

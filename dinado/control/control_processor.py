@@ -74,6 +74,8 @@ class ControlLogitsProcessor(LogitsProcessor):
         if base.context is not None:
             check_length(base.context, int(mask_NL.sum(1).max()))
         where = {"attention_mask": mask_NL, "position_ids": positions_PS(mask_NL)[:, kept:]}
+        # A pass that is interrupted fills a part of the layers; nothing of the cache counts until it is done.
+        self._ids_ML = input_ids.new_zeros((0, 0))
         with self.scores.on():
             both = Mixture.of(self.scores, 1.0, asks_base=True)
             log_p_NLV, log_r_NLV = both.log_p_and_r(input_ids[:, kept:], self._cache, 1, where)
@@ -119,7 +121,8 @@ class ControlLogitsProcessor(LogitsProcessor):
         version, self._version = self._version, sum(p._version for p in self.scores.parameters())
         kept = 0
         if width and version == self._version and self._ids_ML.device == ids_NL.device:
-            now, before = (torch.where(mask > 0, ids, -1)[:, :width] for ids, mask in self._pairs(ids_NL, mask_NL))
+            pairs = ((ids_NL, mask_NL), (self._ids_ML, self._mask_ML))
+            now, before = (torch.where(mask > 0, ids, -1)[:, :width] for ids, mask in pairs)
             same_NM = torch.stack([(row == before).long().cumprod(1).sum(1) for row in now])
             longest_N, from_N = same_NM.max(1)
             kept = int(longest_N.min())
@@ -130,9 +133,6 @@ class ControlLogitsProcessor(LogitsProcessor):
             self._cache.batch_select_indices(from_N)
         self._cache.crop(kept - self._ids_ML.shape[1])
         return kept
-
-    def _pairs(self, ids_NL: Tensor, mask_NL: Tensor) -> list[tuple[Tensor, Tensor]]:
-        return [(ids_NL, mask_NL), (self._ids_ML, self._mask_ML)]
 
     def _check_scores(self, scores_NV: Tensor, plain_NV: Tensor) -> None:
         """Refuse scores of which most differ from the base's; processors that ran before may have changed a few."""
