@@ -10,7 +10,7 @@ from transformers.utils.logging import disable_progress_bar
 
 from datamodules.tasks import build_task
 from dinado.bases.decoder import Decoder
-from dinado.bases.prompt_checks import check_prompts
+from dinado.bases.prompt_checks import check_prompts, forget
 from dinado.control.controlled_lm import ControlledLM
 from dinado.decoding.resampling import resample
 from dinado.oracles import Oracle
@@ -61,6 +61,7 @@ class Generation:
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise :class:`DataError` for a prompt that does not fit the base, or that the oracle cannot read."""
         check_prompts(self.method.base, prompts, self.budget, "--max-new-tokens")
+        forget(self.method.base)
         if self._oracle is not None:
             self._oracle.check_prompts(prompts)
 
