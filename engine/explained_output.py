@@ -12,7 +12,7 @@ from workbench.report.explained_view import LEGEND, print_explained
 from workbench.report.output import replace
 from workbench.run_folder import RunFolder
 from workbench.settings.config import Config
-from workbench.settings.derived import method_of
+from workbench.settings.derived import method_of, needs_root
 from workbench.settings.loader import from_run_folder
 
 
@@ -59,7 +59,7 @@ def about_r(config: Config, exact: bool) -> str:
     method = method_of(config)
     if not method.predicts_r:
         return f"{config.method} predicts no R."
-    if config.targets.root != "store":
+    if not needs_root(config):
         return "R is predicted: the chance that the base, going on from there, writes a text that the oracle accepts."
     if exact:
         return "R is predicted from R(c), which this run takes from rollouts and which Z of --exact estimates here."

@@ -19,6 +19,7 @@ from dinado.prompt import Prompt
 from engine.generation import Generation, Written
 from lightning_modules.rollout_method import RolloutMethod
 from lightning_modules.value_method import ValueMethod
+from workbench.settings.derived import needs_root
 
 ROOT = (1e-6, 1 - 1e-6)
 """Range of a success rate R(c), whose log-odds are finite."""
@@ -86,7 +87,7 @@ def _values(
     batch.log_p_BT = torch.zeros_like(batch.known_log_p_BT)
     for row, tokens in enumerate(found):
         batch.log_p_BT[row, : len(tokens)] = torch.tensor([one.log_p for one in tokens], device=batch.log_p_BT.device)
-    stored = method.config.targets.root == "store"
+    stored = needs_root(method.config)
     known = [not stored or value is not None for value in log_z]
     root_B = [min(max(math.exp(value), ROOT[0]), ROOT[1]) if value is not None else 0.5 for value in log_z]
     batch.root_B = torch.tensor(root_B, device=batch.response_BT.device)

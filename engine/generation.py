@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 import torch
 
 from dinado.bases.decoder import Decoder
-from dinado.bases.prompt_checks import check_prompts
+from dinado.bases.prompt_checks import check_prompts, forget
 from dinado.control.controlled_lm import ControlledLM
 from dinado.decoding.answers import Answer
 from dinado.decoding.quasi_rejection import quasi_rejection
@@ -63,6 +63,7 @@ class Generation:
     def check(self, prompts: Sequence[Prompt]) -> None:
         """Raise :class:`DataError` for a prompt that does not fit the base, or that the oracle cannot read."""
         check_prompts(self.model.base, prompts, self.budget, "--max-new-tokens")
+        forget(self.model.base)
         if self._oracle is not None:
             self._oracle.check_prompts(prompts)
 

@@ -116,6 +116,11 @@ CASES = {
     "a number that is none": Case(f"generate.py {RUN} --prompt x --num two", "--num two: give a whole number"),
     "none of something": Case(f"generate.py {RUN} --prompt x --num 0", "of 1 or more"),
     "an output that is a folder": Case(f"generate.py {RUN} --prompt x --output runs", "--output runs"),
+    "to go on with no file": Case(f"generate.py {RUN} --prompt x --continue", "belong to --output FILE"),
+    "a page of nothing": Case(f"generate.py {RUN} --prompt x --html page.html", "--html belongs to --explain"),
+    "a page in no folder": Case(
+        f"generate.py {RUN} --prompt 3 --explain --html no/page.html", "cannot write no/page.html"
+    ),
     "an output in no folder": Case(f"generate.py {RUN} --prompt x --output no/where.jsonl", "in a folder that exists"),
     # Settings
     "an unknown key": Case(EXACT + "optim.learning_rate=1", "no such key"),

@@ -39,6 +39,11 @@ def encoded(base: BaseLM, prompt: Prompt) -> array[int]:
     return known[key]
 
 
+def forget(base: BaseLM) -> None:
+    """Drop the token ids that are kept of prompts, of which a stream has no end."""
+    _known.pop(base, None)
+
+
 def encoded_digest(base: BaseLM, prompts: Sequence[Prompt]) -> str:
     """Return a hash of what the base reads for some prompts: it changes with template, date and tokenizer."""
     digest = hashlib.sha256()

@@ -70,6 +70,11 @@ def has_norm_head(config: Any) -> bool:
     return head == "steps" or (head == "root" and config.targets.root == "learned")
 
 
+def needs_root(config: Any) -> bool:
+    """Tell whether R along a text follows from a rate R(c) that comes from the stored rollouts of its prompt."""
+    return method_of(config).norm_head is not None and config.targets.root == "store"
+
+
 def norm_reads_base(config: Any) -> bool:
     """Tell whether the norm head reads the states of the frozen base.
 
