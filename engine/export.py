@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from dinado.bases.architecture import quantised_by
-from dinado.bases.catalogue import resolve_base
 from dinado.bases.decoder import Decoder
+from dinado.bases.loading import Source
 from dinado.bases.plain_model import sampling_settings, save_tokenizer
 from dinado.control.controlled_lm import ControlledLM
 from dinado.durable import new_folder
@@ -33,6 +33,8 @@ from workbench.settings.config import Config
 from workbench.settings.derived import parameterisation_of, resolved_parameters, task_of
 from workbench.settings.loader import from_run_folder
 
+KINDS = ("merged", "adapter", "controlled")
+"""What a run can be exported as, the default first."""
 LARGEST = 1e-2
 """Largest difference of a log-probability, in nats, that rounding may cause where everything is float32.
 
@@ -76,23 +78,28 @@ def chosen_kind(config: Config, kind: str | None) -> str:
     """Return the kind of folder to write.
 
     Raises:
-        ConfigError: the run cannot be exported as that.
+        ConfigError: the run cannot be exported as that; the message says as what it can.
     """
-    possible = parameterisation_of(config).exports
-    kind = kind or (possible[0] if config.alpha == 1.0 else "controlled")
-    if kind not in possible:
-        raise ConfigError(
-            f"--as {kind}: parameters={resolved_parameters(config)} has no such form; the run can be exported as "
-            f"{' or '.join(possible)}"
-        )
+    possible = [one for one in KINDS if _refusal(config, one) is None]
+    if kind is None and possible:
+        return possible[0]
+    kind = kind or "controlled"
+    if (reason := _refusal(config, kind)) is None:
+        return kind
+    can = f"the run can be exported as {' or '.join(possible)}" if possible else "nor can it be exported otherwise"
+    raise ConfigError(f"--as {kind}: {reason}; {can}")
+
+
+def _refusal(config: Config, kind: str) -> str | None:
+    """Return why a run cannot be exported as a kind; None if it can."""
+    if kind not in parameterisation_of(config).exports:
+        return f"parameters={resolved_parameters(config)} has no such form"
     if kind != "controlled" and config.alpha != 1.0:
-        raise ConfigError(f"--as {kind}: alpha={config.alpha:g} needs the base beside it; export it as controlled")
-    own_base = "an earlier run's model" if config.base.run is not None else "made by the task"
-    if kind == "adapter" and (config.base.run is not None or task_of(config).exact):
-        raise ConfigError(
-            f"--as adapter: the base is {own_base}, which peft cannot load by a name; export it as merged"
-        )
-    return kind
+        return f"alpha={config.alpha:g} runs the base beside the trained model"
+    if kind != "merged" and (config.base.run is not None or task_of(config).exact):
+        made = "an earlier run's model" if config.base.run is not None else f"made by task.name={config.task.name}"
+        return f"the base is {made}, and no folder can name it"
+    return None
 
 
 def check_out(out: Path) -> Path:
@@ -114,17 +121,15 @@ def _fill(folder: Path, run: str, kind: str, dtype: str, name: str, overrides: S
     """Write everything into an empty folder; return the largest difference from the run, in nats."""
     method = restore_method(run, overrides=overrides)
     config, base = method.config, method.base
-    place = resolve_base(config.base.name, config.data.cache) if kind == "adapter" else ""
+    source, temperature = base.source, base.temperature
     ids_NL, mask_NL = _probe(method)
-    temperature = base.temperature
     of_run_NLV = log_probs(method.controlled(), ids_NL, mask_NL, 1.0)
-    write_card(folder, find_run(run), config, base, kind, name, place)
     if kind == "controlled":
         method.controlled().save_pretrained(folder)
     else:
+        _save_weights(folder, method, kind, dtype)
         save_tokenizer(base, folder)
-        sampling = sampling_settings(base, config.rollouts.max_new_tokens)
-        _save_weights(folder, method, kind, dtype, sampling, place)
+    write_card(folder, find_run(run), config, base, kind, name)
     for file in folder.rglob("*"):  # safetensors writes files that only their owner can read
         if file.is_file():
             shutil.copymode(folder / "README.md", file)
@@ -133,7 +138,7 @@ def _fill(folder: Path, run: str, kind: str, dtype: str, name: str, overrides: S
     # One copy of the weights at a time: the folder is loaded when the run is gone.
     del method, base
     gc.collect()
-    model = load_again(folder, kind, place, config)
+    model = load_again(folder, kind, source)
     at = 1.0 if kind == "controlled" else temperature
     difference = float((log_probs(model, ids_NL, mask_NL, at) - of_run_NLV).abs().max())
     if exact and not difference <= LARGEST:
@@ -144,15 +149,18 @@ def _fill(folder: Path, run: str, kind: str, dtype: str, name: str, overrides: S
     return difference
 
 
-def _save_weights(folder: Path, method: RolloutMethod, kind: str, dtype: str, sampling: Any, place: str) -> None:
+def _save_weights(folder: Path, method: RolloutMethod, kind: str, dtype: str) -> None:
     from safetensors import SafetensorError
 
     base, scores = method.base, method.scores
+    sampling = sampling_settings(base, method.config.rollouts.max_new_tokens)
     try:
         if kind == "adapter":
-            _check_no_adapter(place, method.config.base.revision)
+            source = base.source
+            assert source is not None, "bases that were made in memory have been refused"
+            _check_no_adapter(source)
             sampling.save_pretrained(folder)
-            scores.save_adapter(folder, place, method.config.base.revision)
+            scores.save_adapter(folder, source.path, source.revision)
             return
         if quantisation := quantised_by(base.model):
             raise ConfigError(
@@ -168,28 +176,34 @@ def _save_weights(folder: Path, method: RolloutMethod, kind: str, dtype: str, sa
         raise OSError(None, " ".join(str(error).split())) from None
 
 
-def _check_no_adapter(place: str, revision: str | None) -> None:
+def _check_no_adapter(source: Source) -> None:
     from transformers.utils import find_adapter_config_file
 
-    if find_adapter_config_file(place, revision=revision) is not None:
+    if find_adapter_config_file(source.path, revision=source.revision) is not None:
         raise ConfigError(
-            f"--as adapter: base.name={place} is an adapter itself, and peft loads one onto a plain model; export it "
-            "as merged"
+            f"--as adapter: base.name={source.path} is an adapter itself, and peft loads one onto a plain model; "
+            "export it as merged"
         )
 
 
-def load_again(folder: Path, kind: str, place: str, config: Config) -> Any:
-    """Load an exported folder as its user does."""
+def load_again(folder: Path, kind: str, source: Source | None) -> Any:
+    """Load an exported folder as its user does.
+
+    Args:
+        source: where the base of an adapter is.
+    """
     if kind == "controlled":
-        return ControlledLM.from_pretrained(folder).eval()
+        return ControlledLM.from_pretrained(folder)
     from transformers import AutoModelForCausalLM
 
     if kind == "merged":
         return AutoModelForCausalLM.from_pretrained(folder, trust_remote_code=False).eval()
     from peft import PeftModel
 
+    assert source is not None
+    dtype = getattr(torch, source.dtype)
     model = AutoModelForCausalLM.from_pretrained(
-        place, revision=config.base.revision, dtype=getattr(torch, config.base.dtype), trust_remote_code=False
+        source.path, revision=source.revision, dtype=dtype, trust_remote_code=False
     )
     return PeftModel.from_pretrained(model, folder).eval()
 

@@ -39,15 +39,51 @@ MEANING = """\
 `q* = p C / R`: the base `p`, restricted by the oracle `C` and otherwise unchanged. `gap closed` is the share of the
 base's distance that training took away, and `KL(q||p)` is what the control cost. Both distances are in nats a text."""
 
+PLAIN = """\
+from transformers import AutoModelForCausalLM, AutoTokenizer
 
-def write_card(folder: Path, run: RunFolder, config: Config, base: BaseLM, kind: str, name: str, place: str) -> None:
+name = {name}
+tokenizer = AutoTokenizer.from_pretrained(name)
+model = AutoModelForCausalLM.from_pretrained(name)
+{inputs}
+output = model.generate(**inputs)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+ADAPTER = """\
+from peft import PeftModel
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+name = {name}
+tokenizer = AutoTokenizer.from_pretrained(name)
+base = AutoModelForCausalLM.from_pretrained({place})
+base.generation_config = GenerationConfig.from_pretrained(name)
+model = PeftModel.from_pretrained(base, name)
+{inputs}
+output = model.generate(**inputs)
+print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))
+"""
+CONTROLLED = """\
+from dinado import ControlledLM, Prompt
+
+model = ControlledLM.from_pretrained({name})
+ids, mask = model.base.encode_prompts([Prompt("1", {prompt})])
+output = model.generate(ids, attention_mask=mask, max_new_tokens={tokens})
+print(model.base.decode(output[0, ids.shape[1] :].tolist()))
+"""
+CHAT = """\
+messages = [{{"role": "user", "content": {prompt}}}]
+inputs = tokenizer.apply_chat_template(
+    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"
+)"""
+
+
+def write_card(folder: Path, run: RunFolder, config: Config, base: BaseLM, kind: str, name: str) -> None:
     """Write ``README.md`` and ``training.yaml`` into an exported folder.
 
     Args:
         run: the run, whose final numbers the card reports.
         kind: ``merged``, ``adapter`` or ``controlled``.
         name: what ``from_pretrained`` is given: a folder, or a name on the hub.
-        place: name or folder of the base for ``from_pretrained``; empty where the snippet needs none.
     """
     origin, numbers = _origin(config), measured(run)
     title = f"{method_of(config).title} on {base.name}"
@@ -67,7 +103,7 @@ def write_card(folder: Path, run: RunFolder, config: Config, base: BaseLM, kind:
         f"# {title}",
         "A language model that was trained to satisfy an oracle and to write as its base does otherwise.",
         *_numbers_section(config, run, numbers),
-        *_usage_section(config, run, base, kind, name, place),
+        *_usage_section(config, run, base, kind, name),
         *_training_section(config, base, origin),
         *_again_section(run),
     ]
@@ -104,15 +140,15 @@ def _numbers_section(config: Config, run: RunFolder, numbers: Row) -> Iterator[s
         yield "These weights were not measured: the run had not finished with them."
         return
     base = {key.replace("base/", "val/"): value for key, value in numbers.items() if key.startswith("base/")}
-    rows = [f"| {measure(key).label} | {cell(base, key)} | {cell(numbers, key)} |" for key in SHOWN]
+    rows = [f"| {_label(key)} | {cell(base, key)} | {cell(numbers, key)} |" for key in SHOWN]
     yield "\n".join(["| | base | this model |", "|---|---|---|", *rows])
     prompts = len(_records(run, "held_out"))
     yield f"Measured on {prompts} held-out prompts; 95 % intervals over prompts.\n{MEANING}"
 
 
-def _usage_section(config: Config, run: RunFolder, base: BaseLM, kind: str, name: str, place: str) -> Iterator[str]:
+def _usage_section(config: Config, run: RunFolder, base: BaseLM, kind: str, name: str) -> Iterator[str]:
     yield "## Use"
-    yield f"```python\n{snippet(config, run, base, kind, name, place)}```"
+    yield f"```python\n{snippet(config, run, base, kind, name)}```"
     if kind == "controlled":
         yield "The model's logits hold the temperature already: sample at temperature 1, without top-k or top-p."
     else:
@@ -128,45 +164,25 @@ def _usage_section(config: Config, run: RunFolder, base: BaseLM, kind: str, name
         yield "Prompts are plain text, without a chat template."
 
 
-def snippet(config: Config, run: RunFolder, base: BaseLM, kind: str, name: str, place: str) -> str:
+def snippet(config: Config, run: RunFolder, base: BaseLM, kind: str, name: str) -> str:
     """Return a short program that samples one text."""
     samples = _records(run, "after")
     prompt = str(samples[0]["prompt"]) if samples else ""
+    if kind == "controlled":
+        return CONTROLLED.format(name=_quoted(name), prompt=_quoted(prompt), tokens=config.rollouts.max_new_tokens)
     if base.chat_template:
-        message = f'[{{"role": "user", "content": {_quoted(prompt)}}}]'
-        encode = (
-            f"messages = {message}\n"
-            "inputs = tokenizer.apply_chat_template(\n"
-            '    messages, add_generation_prompt=True, return_dict=True, return_tensors="pt"\n'
-            ")\n"
-        )
+        inputs = CHAT.format(prompt=_quoted(prompt))
     else:
         start = base.tokenizer.bos_token or base.tokenizer.eos_token  # what an empty prompt is read as
         written = prompt if base.tokenizer(prompt)["input_ids"] else start
-        encode = f'inputs = tokenizer({_quoted(written)}, return_tensors="pt")\n'
-    if kind == "controlled":
-        load = "model = ControlledLM.from_pretrained(name)\n"
-        imports = "from dinado import ControlledLM\nfrom transformers import AutoTokenizer\n"
-    elif kind == "adapter":
-        revision = "" if config.base.revision is None else f", revision={_quoted(config.base.revision)}"
-        given = f"{_quoted(place)}{revision}, dtype={_quoted(config.base.dtype)}"
-        load = (
-            f"base = AutoModelForCausalLM.from_pretrained({given})\n"
-            "base.generation_config = GenerationConfig.from_pretrained(name)\n"
-            "model = PeftModel.from_pretrained(base, name)\n"
-        )
-        imports = (
-            "from peft import PeftModel\n"
-            "from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig\n"
-        )
-    else:
-        load = "model = AutoModelForCausalLM.from_pretrained(name)\n"
-        imports = "from transformers import AutoModelForCausalLM, AutoTokenizer\n"
-    return (
-        f"{imports}\nname = {_quoted(name)}\ntokenizer = AutoTokenizer.from_pretrained(name)\n{load}{encode}"
-        "output = model.generate(**inputs)\n"
-        'print(tokenizer.decode(output[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True))\n'
-    )
+        inputs = f'inputs = tokenizer({_quoted(written)}, return_tensors="pt")'
+    if kind == "merged":
+        return PLAIN.format(name=_quoted(name), inputs=inputs)
+    source = base.source
+    assert source is not None, "bases that were made in memory have no adapter folder"
+    revision = "" if source.revision is None else f", revision={_quoted(source.revision)}"
+    place = f"{_quoted(source.path)}{revision}, dtype={_quoted(source.dtype)}"
+    return ADAPTER.format(name=_quoted(name), place=place, inputs=inputs)
 
 
 def _training_section(config: Config, base: BaseLM, origin: Origin) -> Iterator[str]:
@@ -174,7 +190,8 @@ def _training_section(config: Config, base: BaseLM, origin: Origin) -> Iterator[
     method, task = method_of(config), task_of(config)
     revision = "" if config.base.revision is None else f", revision {config.base.revision}"
     licence = origin.licence.get("license")
-    rollouts = f"{config.rollouts.per_prompt} rollouts a prompt, in {config.rollouts.rounds} rounds"
+    rounds = f" in {config.rollouts.rounds} rounds" if config.rollouts.rounds > 1 else ""
+    rollouts = f"{config.rollouts.per_prompt} rollouts a prompt{rounds}"
     prompts = config.data.train_prompts or "all"
     lines = [
         f"* Base: {base.name}{revision}, temperature {base.temperature:g}{f', licence {licence}' if licence else ''}.",
@@ -244,6 +261,12 @@ def _origin(config: Config) -> Origin:
 def _records(run: RunFolder, name: str) -> list[dict[str, Any]]:
     file = run.path / "samples" / f"{name}.jsonl"
     return [json.loads(line) for line in file.read_text("utf-8").splitlines()] if file.is_file() else []
+
+
+def _label(key: str) -> str:
+    """Return the name of a number as a cell of a table."""
+    label = measure(key).label.replace("|", r"\|")
+    return f"`{label}`" if "(" in label else label
 
 
 def _quoted(value: str) -> str:
