@@ -86,7 +86,7 @@ def write_card(folder: Path, run: RunFolder, config: Config, base: BaseLM, kind:
         name: what ``from_pretrained`` is given: a folder, or a name on the hub.
     """
     origin, numbers = _origin(config), measured(run)
-    title = f"{method_of(config).title} on {base.name}"
+    title = f"{method_of(config).title} on {base.name.rpartition('/')[2]}"
     data = ModelCardData(
         base_model=origin.hub_name,
         library_name=LIBRARY[kind],
