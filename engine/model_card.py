@@ -213,7 +213,7 @@ def oracle_line(config: Config) -> str:
     kind, settings = ORACLES[config.oracle.name], config.oracle
     name, asks = kind.name, kind.summary
     if kind.name == TASK:
-        name, asks = f"of the task `{config.task.name}`", task_of(config).asks
+        name, asks = f"of the task `{config.task.name}`", task_of(config).asks or task_of(config).summary
     own = [leaf for leaf in schema.leaves().values() if leaf.section == "oracle" and kind.name in leaf.about.belongs_to]
     given = [f"`{leaf.key}={text(schema.get(config, leaf.key))}`" for leaf in own]
     line = f"{name}: {asks}{', '.join(['', *given])}"

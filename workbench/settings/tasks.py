@@ -20,7 +20,7 @@ class TaskKind:
         module: ``module:function`` that makes a ``TaskSource`` of the settings.
         exact: whether it is an exact world, which brings its own base and is known in closed form.
         adaptable: whether its base has weights that adapters can change.
-        asks: what its own oracle asks of a text; empty for a task without one.
+        asks: what its own oracle asks of a text; empty for a task without one, or where the summary says it.
     """
 
     name: str
