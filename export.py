@@ -46,7 +46,7 @@ def main(arguments: cli.Arguments) -> int:
     run = arguments.positional[0]
     find_run(run)  # a mistake is told before torch is imported
     from engine.console import run_console
-    from engine.export import export_run
+    from engine.exporting import export_run
 
     console = run_console(arguments.flag(cli.JSON))
     record = export_run(run, Path(out), kind, dtype, arguments.value(PUSH), arguments.overrides)

@@ -48,7 +48,7 @@ def network(folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def merged(lora: Path, folder: Path) -> Path:
-    from engine.export import export_run
+    from engine.exporting import export_run
 
     export_run(str(lora), folder / "merged", None, None, None)
     return folder / "merged"
@@ -56,7 +56,7 @@ def merged(lora: Path, folder: Path) -> Path:
 
 @pytest.fixture(scope="module")
 def adapter(lora: Path, folder: Path) -> Path:
-    from engine.export import export_run
+    from engine.exporting import export_run
 
     export_run(str(lora), folder / "adapter", "adapter", None, None)
     return folder / "adapter"

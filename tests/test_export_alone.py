@@ -20,7 +20,7 @@ from export_case import LORA, chat_run, log_probs, restored, some_ids
 from dinado.bases.decoder import Decoder
 from dinado.prompt import Prompt
 from dinado.rollouts.sampler import sample, uniforms
-from engine.export import export_run
+from engine.exporting import export_run
 
 PACKAGES = ("torch", "transformers", "safetensors")
 PER_PROMPT, LENGTH = 16, 8

@@ -22,8 +22,7 @@ from small_run import small_words
 
 import export
 from dinado.errors import DataError
-from engine import export as exporting
-from engine import hub_upload
+from engine import exporting, hub_upload
 from workbench.run_folder import RunFolder
 from workbench.settings import loader
 
@@ -131,7 +130,7 @@ SLOW = """
 import sys, time
 sys.path[:0] = [sys.argv.pop(1)]
 import export
-from engine import export as exporting
+from engine import exporting
 from workbench import cli
 
 def wait(*args):
