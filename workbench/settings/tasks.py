@@ -20,6 +20,7 @@ class TaskKind:
         module: ``module:function`` that makes a ``TaskSource`` of the settings.
         exact: whether it is an exact world, which brings its own base and is known in closed form.
         adaptable: whether its base has weights that adapters can change.
+        asks: what its own oracle asks of a text; empty for a task without one, or where the summary says it.
     """
 
     name: str
@@ -27,7 +28,10 @@ class TaskKind:
     module: str
     exact: bool = False
     adaptable: bool = True
+    asks: str = ""
 
+
+TOKENS = "the tokens of task.required, none of task.avoided, and task.ends_with last"
 
 TASKS: dict[str, TaskKind] = {
     row.name: row
@@ -38,17 +42,20 @@ TASKS: dict[str, TaskKind] = {
             module="datamodules.tasks.exact_task:source",
             exact=True,
             adaptable=False,
+            asks=TOKENS,
         ),
         TaskKind(
             name="exact_gpt2",
             summary="the same with a random GPT-2 of two layers, known by enumeration",
             module="datamodules.tasks.exact_task:source",
             exact=True,
+            asks=TOKENS,
         ),
         TaskKind(
             name="commongen",
             summary="a sentence that uses all of a few given words",
             module="datamodules.tasks.commongen:source",
+            asks="all of the given words, in any inflection",
         ),
         TaskKind(
             name="jsonl",
@@ -59,6 +66,7 @@ TASKS: dict[str, TaskKind] = {
             name="brief",
             summary="one short sentence about an everyday noun; needs no data",
             module="datamodules.tasks.brief:source",
+            asks="at most fifteen words, the noun among them",
         ),
     )
 }
