@@ -52,7 +52,7 @@ def main(arguments: cli.Arguments) -> int:
     check_alone()
     trained = [find_run(run).trained.resolve() for run in runs]
     if twice := [run for run, file in zip(runs, trained, strict=True) if trained.count(file) > 1]:
-        raise ConfigError(f"{twice[-1]} is named twice; name it once, with --alpha 2 for twice the strength")
+        raise ConfigError(f"{twice[0]} is named twice; name it once, with --alpha 2 for twice the strength")
     alphas = cli.numbers(arguments, ALPHA, float, least=0.0)
     mode = arguments.value(MODE) or "sample"
     if mode not in ("sample", "greedy", "beam"):
