@@ -71,7 +71,7 @@ def main(arguments: cli.Arguments) -> int:
     folders = [find_run(run) for run in arguments.positional]
     trained = [folder.trained.resolve() for folder in folders]
     if twice := [run for run, file in zip(arguments.positional, trained, strict=True) if trained.count(file) > 1]:
-        raise ConfigError(f"{twice[-1]} is named twice; name it once, with --alpha 2 for twice the strength")
+        raise ConfigError(f"{twice[0]} is named twice; name it once, with --alpha 2 for twice the strength")
     decoding = decoding_of(arguments)
     go_on, overwrite = arguments.flag(CONTINUE), arguments.flag(OVERWRITE)
     if (go_on or overwrite) and not arguments.value(OUTPUT):
