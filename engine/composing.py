@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 from datamodules.tasks import Task, build_task
 from dinado.bases.twins import twin
@@ -14,7 +15,7 @@ from engine.checkpoints import read_checkpoint
 from engine.devices import device_of
 from engine.restoring import build_base, load_method
 from lightning_modules.rollout_method import RolloutMethod
-from workbench.run_folder import RunFolder
+from workbench.run_folder import RunFolder, find_run
 from workbench.settings import schema
 from workbench.settings.config import Config
 from workbench.settings.loader import from_run_folder
@@ -54,7 +55,7 @@ class Restored:
 
 
 def restore_controlled(
-    folders: Sequence[RunFolder], overrides: Sequence[str] = (), alphas: Sequence[float] | None = None
+    runs: Sequence[str | Path | RunFolder], overrides: Sequence[str] = (), alphas: Sequence[float] | None = None
 ) -> Restored:
     """Restore runs to decode together, on their device, with one copy of the base's weights.
 
@@ -66,6 +67,7 @@ def restore_controlled(
         CheckpointError: there is no such run, no checkpoint yet, or the checkpoint does not fit.
         ConfigError: the runs' bases, temperatures or prompt formats differ.
     """
+    folders = [run if isinstance(run, RunFolder) else find_run(run) for run in runs]
     configs = [from_run_folder(folder.path, overrides).config for folder in folders]
     base = build_base(configs[0], folders[0].started())
     methods: list[RolloutMethod] = []
