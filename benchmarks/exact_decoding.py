@@ -125,7 +125,7 @@ def world_numbers(run: Path) -> dict[str, Any]:
 
     def log_z(retained: list[list[int]] | None, groups: int) -> tuple[np.ndarray, list[Any]]:
         found = smc(model, task.oracle, [prompt], twist, settings, places=[0] * groups, retained=retained, **common)
-        return np.array([log_mean(one.log_weight_K) for one in found]), found
+        return np.array([one.log_z for one in found]), found
 
     log_r = world.log_success
     below_G, found = log_z(None, GROUPS)

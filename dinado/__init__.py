@@ -19,6 +19,12 @@ if TYPE_CHECKING:
     from dinado.control.control_processor import ControlLogitsProcessor as ControlLogitsProcessor
     from dinado.control.controlled_lm import ControlledLM as ControlledLM
     from dinado.control.norm_head import NormHead as NormHead
+    from dinado.decoding.quasi_rejection import dial as dial
+    from dinado.decoding.quasi_rejection import quasi_rejection as quasi_rejection
+    from dinado.decoding.resampling import resample as resample
+    from dinado.decoding.smc import SMCSettings as SMCSettings
+    from dinado.decoding.smc import smc as smc
+    from dinado.decoding.weighted_texts import draw_weighted as draw_weighted
     from dinado.errors import UserError as UserError
     from dinado.exact.enumerated_world import EnumeratedWorld as EnumeratedWorld
     from dinado.exact.markov_world import MarkovWorld as MarkovWorld
@@ -58,6 +64,10 @@ _FILES = {
     "control.control_processor": ("ControlLogitsProcessor",),
     "control.controlled_lm": ("ControlledLM",),
     "control.norm_head": ("NormHead",),
+    "decoding.quasi_rejection": ("dial", "quasi_rejection"),
+    "decoding.resampling": ("resample",),
+    "decoding.smc": ("SMCSettings", "smc"),
+    "decoding.weighted_texts": ("draw_weighted",),
     "errors": ("UserError",),
     "exact.enumerated_world": ("EnumeratedWorld",),
     "exact.markov_world": ("MarkovWorld",),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from dinado.decoding.log_weights import chosen, effective_number, log_mean
+from dinado.decoding.log_weights import chosen, effective_number
 from dinado.decoding.weighted_texts import WeightedTexts
 from dinado.seeding import uniform_numbers
 
@@ -57,5 +57,5 @@ def answer_of(found: WeightedTexts, index: int, num_texts: int, num_tokens: int)
         num_texts=num_texts,
         num_tokens=num_tokens,
         effective=effective_number(found.log_weight_K),
-        log_z=log_mean(found.log_weight_K),
+        log_z=found.log_z,
     )

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from dinado.control.controlled_lm import ControlledLM
+from dinado.decoding.log_weights import log_mean
 from dinado.evaluation.judged_samples import JudgedSamples, sample_and_judge
 from dinado.oracles import Oracle
 from dinado.prompt import Prompt
@@ -23,7 +24,8 @@ class WeightedTexts:
 
     Attributes:
         samples: the texts, with verdicts and log-probabilities.
-        log_weight_K: log p C / q, float64; -inf for a rejected text.
+        log_weight_K: log p C / q, float64, and -inf for a rejected text; of particles, the weight that includes what
+            was resampled on the way.
     """
 
     samples: JudgedSamples
@@ -35,6 +37,11 @@ class WeightedTexts:
         with np.errstate(divide="ignore"):
             log_verdict_K = np.log(np.array(samples.score, dtype=np.float64))
         return cls(samples, np.array(samples.log_p) - np.array(samples.log_q) + log_verdict_K)
+
+    @property
+    def log_z(self) -> float:
+        """Log of the mean weight, an estimate of log R(c); -inf if no text has a weight."""
+        return log_mean(self.log_weight_K)
 
     @property
     def any_accepted(self) -> bool:
