@@ -6,6 +6,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from commands import Command, process
 
@@ -40,6 +41,22 @@ def test_texts_are_chosen_and_say_what_they_cost(run: str, command: Command, tmp
     assert command(generate, *words, "--overwrite").code == 0 and target.read_text() == first, (
         "seeded; --verify changes no such text"
     )
+
+
+def test_particles_and_rejection_write_texts(run: str, command: Command) -> None:
+    words = [run, "--prompt", "1", "--num", "20", "--exact", "8", "--budget", "64", "--json"]
+    found = command(generate, *words, "--decoder", "smc").json["texts"]
+    assert all(record["accepted"] and {"3", "7"} <= set(record["text"].split()) for record in found)
+    assert found == command(generate, *words, "--decoder", "smc").json["texts"], "seeded"
+    assert found != command(generate, *words, "--decoder", "smc", "--ess", "0").json["texts"]
+    strict, loose = (
+        command(generate, *words, "--decoder", "qrs", "--beta", beta).json["texts"] for beta in ("0.3", "0.01")
+    )
+    costs = [np.mean([record["texts_drawn"] for record in records]) for records in (strict, loose)]
+    assert costs[0] > costs[1] >= 1
+    # Quasi-rejection may return nothing, and never a rejected text.
+    none = command(generate, *words, "--decoder", "qrs", "--beta", "1e9").json["texts"]
+    assert all(record == {"prompt": "1", "text": "", "accepted": False} for record in none)
 
 
 def test_what_cannot_be_had_is_marked(
@@ -108,6 +125,14 @@ def test_mistakes_of_measuring(run: str, command: Command, words: list[str], say
         (["--exact", "4", "--budget", "2"], "--budget 2: --exact 4 draws as many at once"),
         (["--budget", "4"], "--budget and --verify belong to --exact K"),
         (["--verify"], "--budget and --verify belong to --exact K"),
+        (["--decoder", "smc"], "belong to --exact K"),
+        (["--exact", "4", "--decoder", "rejection"], "--decoder rejection: choose sir, smc or qrs"),
+        (["--exact", "4", "--decoder", "qrs"], "--decoder qrs needs --beta X above 0"),
+        (["--exact", "4", "--beta", "0.5"], "--decoder qrs needs --beta X above 0"),
+        (["--exact", "4", "--decoder", "qrs", "--beta", "0"], "--decoder qrs needs --beta X above 0"),
+        (["--exact", "4", "--ess", "0.5"], "--ess 0.5: it belongs to --decoder smc"),
+        (["--exact", "4", "--decoder", "smc", "--ess", "2"], "--ess 2: it belongs to --decoder smc"),
+        (["--exact", "4", "--decoder", "smc", "data.cache=nowhere"], "data.cache=nowhere does not hold them"),
         (["--exact", "4", "--mode", "beam"], "--mode beam has nothing to choose among"),
     ],
 )
