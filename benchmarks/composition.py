@@ -42,7 +42,7 @@ from workbench.settings import loader
 
 COLOURS, SHAPES = 3, 2
 VOCABULARY = 1 + COLOURS * SHAPES
-LENGTH, ROLLOUTS, STEPS = 6, 8000, 800
+LENGTH, ROLLOUTS, STEPS = 6, 8000, 300
 RARITY, SPREAD = -2.0, 0.5
 """What is added to the logits of red and of round, and the standard deviation of all logits."""
 NEVER = -40.0
@@ -205,7 +205,7 @@ def main() -> int:
         for kind in PAIRS:
             for world in range(arguments.worlds):
                 rows.append(measure(kind, world, Path(out)))
-                print(f"{kind}, world {world} is measured", file=sys.stderr)
+                print(rows[-1], file=sys.stderr, flush=True)
     heads = ("oracles", "world", "R_1", "R_2", "R_12", "largest difference", "exact product", "composed", "joint")
     timing.show([dict(zip(heads, row, strict=True)) for row in rows])
     return timing.finish(summary(rows), arguments.json)
