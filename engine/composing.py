@@ -19,6 +19,7 @@ from workbench.run_folder import RunFolder, find_run
 from workbench.settings import schema
 from workbench.settings.config import Config
 from workbench.settings.loader import from_run_folder
+from workbench.settings.places import started_in
 
 PROMPT_FORMAT = ("base.temperature", "base.chat_template", "base.system_prompt")
 
@@ -48,10 +49,29 @@ class Restored:
         return next((rule for rule in rules if rule != "score"), "score")
 
     def tasks(self) -> list[Task]:
-        """Build the runs' tasks, whose oracles judge together."""
+        """Build the runs' tasks, whose oracles judge together.
+
+        Raises:
+            ConfigError: two oracles are different files of one module name, of which Python imports one.
+        """
+        self._check_modules()
         for folder in self.folders:
             folder.make_importable()
         return [build_task(method.config) for method in self.methods]
+
+    def _check_modules(self) -> None:
+        first: dict[str, tuple[RunFolder, bytes]] = {}
+        for folder, method in zip(self.folders, self.methods, strict=True):
+            module = (method.config.oracle.function or "").partition(":")[0]
+            file = (started_in(folder.path) or Path()) / f"{module.replace('.', '/')}.py"
+            if not module or not file.is_file():
+                continue
+            other, content = first.setdefault(module, (folder, file.read_bytes()))
+            if content != file.read_bytes():
+                raise ConfigError(
+                    f"oracle.function: {other.path} and {folder.path} have different modules of one name, {module}; "
+                    "rename one of the files and set oracle.function in its run's config.yaml"
+                )
 
 
 def restore_controlled(

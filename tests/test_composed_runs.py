@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import operator
+from functools import reduce
 from pathlib import Path
 
 import pytest
@@ -15,6 +17,7 @@ import train
 from benchmarks import composition
 from dinado.errors import UserError
 from dinado.parameters.composed import Composed
+from dinado.prompt import Prompt
 from engine.composing import restore_controlled
 from workbench import cli
 
@@ -84,6 +87,25 @@ def test_runs_that_cannot_decode_together(runs: dict[str, str], command: Command
     assert one in found and runs["other base"] in found and "models or tokenizers differ" in found
     found = error(one, runs["warmer"])
     assert runs["warmer"] in found and "base.temperature is 1.0 in the first and 0.7 in the second" in found
+
+
+def test_oracles_of_two_folders_are_not_mistaken_for_each_other(
+    runs: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    restored = restore_controlled([runs["network"], runs["lora"]])
+    places = [tmp_path / "one", tmp_path / "other"]
+    for place, method in zip(places, restored.methods, strict=True):
+        place.mkdir()
+        (place / "judge.py").write_text(f"NAME = {place.name!r}")
+        monkeypatch.setattr(method.config.oracle, "function", "judge:verdict")
+    started = dict(zip([folder.path for folder in restored.folders], places, strict=True))
+    monkeypatch.setattr("engine.composing.started_in", started.get)
+    with pytest.raises(UserError, match="different modules of one name, judge"):
+        restored.tasks()
+    (places[1] / "judge.py").write_text("NAME = 'one'")
+    prompts = [Prompt("a", "")] * 3
+    oracle = reduce(operator.and_, (task.oracle for task in restored.tasks()))
+    assert oracle(prompts, ["2", "3", "3 2"]).tolist() == [0.0, 0.0, 1.0]
 
 
 @pytest.mark.parametrize(
