@@ -47,7 +47,12 @@ SMALL = [
 
 def outcome(tmp_path: Path, experiment: str, *words: str) -> dict[str, float]:
     """Final metrics of a run of the real training path."""
-    overrides = [*SMALL, *words, f"runs={tmp_path / 'runs'}", f"data.cache={tmp_path / 'cache'}"]
+    return run(tmp_path, experiment, *SMALL, *words)
+
+
+def run(tmp_path: Path, experiment: str, *words: str) -> dict[str, float]:
+    """The same at the size of the experiment."""
+    overrides = [*words, f"runs={tmp_path / 'runs'}", f"data.cache={tmp_path / 'cache'}"]
     loaded = loader.load(experiment, overrides)
     with RunFolder.create(loaded, overrides) as folder:
         return train(loaded.config, folder, resume=False, quiet=True).metrics
@@ -79,6 +84,15 @@ def test_markov_world(tmp_path: Path, method: str) -> None:
     # What is reported adds up: the gap is measured against -log of the base's true success rate.
     base_kl = -math.log(metrics["base/success_exact"])
     assert metrics["val/gap_closed"] == pytest.approx(1 - metrics["val/kl_to_optimum"] / base_kl)
+
+
+@pytest.mark.slow
+def test_a_rare_oracle_of_another_shape_in_rounds(tmp_path: Path) -> None:
+    """The base succeeds in 4 of 10,000 texts. A root that is learned or shrunk too much leaves success below 0.9."""
+    words = ["task.vocab_size=9", "task.length=12", "task.required=[1,2,3]", "task.avoided=[4]", "task.seed=51"]
+    words += ["task.rarity=-2", "trainer.val_every=0", "trainer.progress=false", "eval.best_of=0"]
+    metrics = run(tmp_path, "exact_world_rounds", "method=dinado_hard", *words)
+    assert metrics["val/gap_closed"] > 0.98 and metrics["val/success"] > 0.95
 
 
 @pytest.mark.slow

@@ -229,6 +229,22 @@ def test_what_weights_are_worth() -> None:
     assert smoothed_root(torch.tensor([1.0, 0.0])) == pytest.approx(0.5)
     # Weights on one rollout make one rollout of two.
     assert smoothed_root(torch.tensor([1.0, 0.0]), torch.tensor([2.0, 0.0])) == pytest.approx(1.5 / 2)
+    # Equal weights count every draw, fractional verdicts too.
+    assert smoothed_root(torch.tensor([0.5, 0.0, 0.1]), torch.full((3,), 7.0)) == pytest.approx(1.1 / 4)
+
+
+def test_the_root_of_a_rare_oracle_is_known_from_a_proposal_that_succeeds() -> None:
+    """Of draws from the base (one in five) and from q*, with balance weights: the prior must not decide the estimate.
+
+    A prior added to the effective sample size, in which 200 heavy rejected draws count, more than triples it.
+    """
+    rate, share = 1e-3, 0.2
+    score_K = (torch.arange(1000) < 800).float()
+    weight_K = torch.where(score_K > 0, 1 / (share + (1 - share) / rate), 1 / share)
+    assert smoothed_root(score_K, weight_K) == pytest.approx(rate, rel=0.03)
+    # A single accepted draw of the base among many is worth one draw, not none.
+    one_K = (torch.arange(1000) < 1).float()
+    assert smoothed_root(one_K) == pytest.approx(1.5 / 1001)
 
 
 def test_the_interval_of_a_weighted_rate_covers_it() -> None:

@@ -109,12 +109,18 @@ def effective_size(weight_N: Tensor) -> float:
 def smoothed_root(score_K: Tensor, weight_K: Tensor | None = None, prior: float = 0.5) -> float:
     """Estimate R(c) from one prompt's rollouts, shrunk away from 0 and 1.
 
-    The estimate is (sum w C + a) / (sum w + 2 a), with the Jeffreys prior a = 1/2. Uneven weights stand for fewer
-    rollouts, so they are rescaled to sum to the effective sample size.
+    The estimate is (n r + a) / (n + 2 a), with r = sum w C / sum w and the Jeffreys prior a = 1/2. Of uneven weights, n
+    is the number of plain draws whose average would vary as much as r does, (sum w) sum w (C - r)^2 / sum w^2 (C - r)^2.
+    Where accepted rollouts are rare in the base and many in the proposal, that is far more than the effective sample
+    size, which counts the rejected ones too: their weights are large and say little about r.
     """
-    weight_K = torch.ones_like(score_K) if weight_K is None else weight_K
-    weight_K = weight_K * (effective_size(weight_K) / float(weight_K.sum()))
-    return float(((weight_K * score_K).sum() + prior) / (weight_K.sum() + 2 * prior))
+    score_K = score_K.double()
+    weight_K = torch.ones_like(score_K) if weight_K is None else weight_K.double()
+    rate = float((weight_K * score_K).sum() / weight_K.sum())
+    deviation_K = weight_K * (score_K - rate).square()
+    varies = float((weight_K * deviation_K).sum())
+    trials = float(weight_K.sum() * deviation_K.sum()) / varies if varies > 0 else effective_size(weight_K)
+    return (trials * rate + prior) / (trials + 2 * prior)
 
 
 def _self_normalised(log_w_K: Tensor) -> Tensor:
