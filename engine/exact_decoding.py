@@ -37,6 +37,7 @@ GROUPS = 4
 """Groups of K texts that are drawn for a prompt."""
 PARTITIONS = 25
 """Random divisions of a prompt's independent texts into groups, which waste less of them than one."""
+UNKNOWN = Interval(math.nan, math.nan, math.nan)
 DIAL = 7
 """Points of the dial between cost and distance."""
 
@@ -48,13 +49,13 @@ class Drawn(NamedTuple):
         texts: all texts; for particles, one entry per prompt and group.
         weight_PGK: log weights by group; independent texts are divided into groups several times.
         exact: log weights of accepted held-out rollouts of each prompt; empty with particles.
-        above: log mean weights of groups with an exact text, for each prompt that has one.
+        above: mean log mean weight of groups with an exact text, by prompt.
     """
 
     texts: list[WeightedTexts]
     weight_PGK: np.ndarray
     exact: list[np.ndarray]
-    above: list[float]
+    above: dict[int, float]
 
 
 @torch.no_grad()
@@ -84,6 +85,8 @@ def exact_numbers(
     log_r_P = -base.gap_P if len(base.gap_P) else np.full(len(log_z_PG), math.nan)
     bound_P = np.array([kl_bound(log_r, log_z_G) for log_r, log_z_G in zip(log_r_P, log_z_PG, strict=True)])
     known_P = bound_P[np.isfinite(bound_P)]
+    looser = [kl_bound(log_r, log_z_PG[place]) for place, log_r in drawn.above.items()]
+    looser = [bound for bound in looser if math.isfinite(bound)]
     scores = [score > 0 for one in drawn.texts for score in one.samples.score]
     tokens = sum(sum(one.samples.num_tokens) for one in drawn.texts)
     numbers: dict[str, Any] = {
@@ -93,12 +96,13 @@ def exact_numbers(
         "tokens_per_text": tokens / (GROUPS * len(log_z_PG)),
         "effective": float(np.mean(np.apply_along_axis(effective_number, 2, drawn.weight_PGK))),
         "log_r": float(np.mean(log_r_P)),
-        "log_z_above": float(np.mean(drawn.above)) if drawn.above else math.nan,
+        "log_z_above": float(np.mean(list(drawn.above.values()))) if drawn.above else math.nan,
         "prompts_without": int(len(bound_P) - len(known_P)),
     }
     found_PG = np.isfinite(log_z_PG)
     numbers |= _named("success", rate_interval(found_PG.mean(1), GROUPS))
-    numbers |= _named("kl_bound", mean_interval(known_P) if len(known_P) else Interval(math.nan, math.nan, math.nan))
+    numbers |= _named("kl_bound", mean_interval(known_P) if len(known_P) else UNKNOWN)
+    numbers |= _named("kl_bound_above", mean_interval(looser) if looser else UNKNOWN)
     if decoder == "qrs":
         numbers["dial"] = [point._asdict() for point in _dial(drawn, log_r_P)]
     return numbers
@@ -123,7 +127,7 @@ def _draw(
     found: list[WeightedTexts] = []
     weights: list[np.ndarray] = []
     weights_of_exact: list[np.ndarray] = []
-    above: list[float] = []
+    above: dict[int, float] = {}
     for block in track(blocks, "choosing among texts", transient=True, disable=not progress):
         asked = [place for place in block for _ in exact.get(place, [])]
         retained = [tokens for place in block for tokens in exact.get(place, [])]
@@ -143,9 +147,9 @@ def _draw(
             if twist is None:
                 weights_of_exact.append(np.concatenate(mine) if mine else np.array([]))
             if mine and twist is None:
-                above.append(log_z_above(weights_of_exact[-1], groups_GK[:GROUPS]))
+                above[place] = log_z_above(weights_of_exact[-1], groups_GK[:GROUPS])
             elif mine:
-                above.append(float(np.mean([log_mean(log_weight_K) for log_weight_K in mine])))
+                above[place] = float(np.mean([log_mean(log_weight_K) for log_weight_K in mine]))
         weights += groups
         found += some
     return Drawn(found, np.stack(weights), weights_of_exact, above)
@@ -201,6 +205,12 @@ def show_exact(console: Console, numbers: dict[str, Any], kl_of_one: float) -> N
     success = f"{numbers['success']:.3f} [{numbers['success_low']:.3f}, {numbers['success_high']:.3f}]"
     shown.add_row("the chosen text", success, Text(bound), f"{numbers['tokens_per_text']:.0f}")
     console.print(shown)
+    if math.isfinite(numbers["kl_bound_above"]):
+        low, high = numbers["kl_bound_above_low"], numbers["kl_bound_above_high"]
+        console.print(
+            f"with accepted rollouts of the base among the {among}, which bound log R(c) from above, it is "
+            f"at most {numbers['kl_bound_above']:.2f}" + (f" [{low:.2f}, {high:.2f}]" if math.isfinite(low) else "")
+        )
     if without := numbers["prompts_without"]:
         console.print(f"{without} prompts are left out of the distance: none of their texts is accepted")
 

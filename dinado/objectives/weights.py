@@ -110,7 +110,7 @@ def smoothed_root(score_K: Tensor, weight_K: Tensor | None = None, prior: float 
     """Estimate R(c) from one prompt's rollouts, shrunk away from 0 and 1.
 
     The estimate is (n r + a) / (n + 2 a), with r = sum w C / sum w and the Jeffreys prior a = 1/2. Of uneven weights, n
-    is the number of plain draws whose average would vary as much as r does, (sum w) sum w (C - r)^2 / sum w^2 (C - r)^2.
+    is the number of plain draws whose average varies as much as r does, sum w * sum w (C - r)^2 / sum w^2 (C - r)^2.
     Where accepted rollouts are rare in the base and many in the proposal, that is far more than the effective sample
     size, which counts the rejected ones too: their weights are large and say little about r.
     """
