@@ -48,7 +48,7 @@ def main(arguments: cli.Arguments) -> int:
     """Read prompts, restore the runs, write texts."""
     runs = arguments.positional
     if not runs:
-        raise ConfigError("name a run, such as runs/quickstart/<id>; see --help")
+        raise ConfigError("name one run, such as runs/quickstart/<id>, or several of one base; see --help")
     check_alone()
     trained = [find_run(run).trained.resolve() for run in runs]
     if twice := [run for run, file in zip(runs, trained, strict=True) if trained.count(file) > 1]:
