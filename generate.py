@@ -66,7 +66,7 @@ OPTIONS = [
 def main(arguments: cli.Arguments) -> int:
     """Read prompts, restore the runs, write texts."""
     if not arguments.positional:
-        raise ConfigError("name a run, such as runs/quickstart/<id>; see --help")
+        raise ConfigError("name one run, such as runs/quickstart/<id>, or several of one base; see --help")
     check_alone()
     folders = [find_run(run) for run in arguments.positional]
     trained = [folder.trained.resolve() for folder in folders]
