@@ -28,6 +28,9 @@ from workbench.settings import loader
 
 NEEDS = Needs(maximum=True, taps=(0.5,), of_policy=True)
 
+FEW = ["rollouts.per_prompt=100", "targets.positives_share=0"]
+"""So few rollouts that a step could not hold its share of accepted ones."""
+
 
 def policy(name: str, kind: str) -> Policy:
     base = base_lm(name)
@@ -77,7 +80,7 @@ def test_recomputing_changes_no_number_and_saves_memory(name: str, kind: str) ->
 
 
 def test_recomputing_draws_the_same_dropout(tmp_path: Path) -> None:
-    words = ["method=dinado_merge", "parameters=lora", "lora.dropout=0.2", "optim.steps=12", "rollouts.per_prompt=100"]
+    words = ["method=dinado_merge", "parameters=lora", "lora.dropout=0.2", "optim.steps=12", *FEW]
     kept = outcome(tmp_path, "exact_gpt2", *words)
     again = outcome(tmp_path, "exact_gpt2", *words, "trainer.checkpointing=true")
     for name in ("train/loss", "val/kl_to_optimum", "norm/adapter_fro"):
@@ -146,7 +149,7 @@ def test_layers_of_a_kind_share_their_graphs(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["dinado_soft", "dinado_merge"])
 def test_mixed_precision_trains_about_the_same(tmp_path: Path, method: str) -> None:
-    words = [f"method={method}", "optim.steps=60", "optim.lr=3e-3", "rollouts.per_prompt=400"]
+    words = [f"method={method}", "optim.steps=60", "optim.lr=3e-3", *FEW, "rollouts.per_prompt=400"]
     full = outcome(tmp_path, "exact_gpt2", *words)
     mixed = outcome(tmp_path, "exact_gpt2", *words, "trainer.precision=bf16-mixed")
     assert mixed["val/gap_closed"] == pytest.approx(full["val/gap_closed"], abs=0.1)
@@ -154,8 +157,6 @@ def test_mixed_precision_trains_about_the_same(tmp_path: Path, method: str) -> N
 
 
 def test_a_profile_is_written(tmp_path: Path) -> None:
-    outcome(
-        tmp_path, "exact_gpt2", "method=nado", "optim.steps=2", "rollouts.per_prompt=100", "trainer.profiler=simple"
-    )
+    outcome(tmp_path, "exact_gpt2", "method=nado", "optim.steps=2", *FEW, "trainer.profiler=simple")
     (file,) = tmp_path.glob("runs/*/*/fit-profile.txt")
     assert "run_training_batch" in file.read_text()

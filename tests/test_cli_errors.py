@@ -225,13 +225,14 @@ def test_terminals_get_dim_comments(capsys, monkeypatch):
 @pytest.mark.parametrize(
     "overrides", ["", "trainer.devices=3 optim.batch_size=96 optim.micro_batch=8", "data.train_prompts=0"]
 )
-@pytest.mark.parametrize("experiment", ["quickstart", "exact_world"])
+@pytest.mark.parametrize("experiment", ["quickstart", "exact_world", "exact_gpt2"])
 def test_fast_dev_run_is_small_and_valid(experiment, overrides, tmp_path):
     loaded = loader.load(experiment, [*overrides.split(), "eval.best_of=0"])
     loader.shrink(loaded)
     config = loaded.config
     assert 0 < config.data.train_prompts <= 4 and config.optim.steps <= 2 and config.eval.best_of == 0
     assert config.optim.batch_size == 2 * config.trainer.devices <= config.rollouts.per_prompt  # enough rows for a step
+    assert config.targets.positives_share == 0  # and none of so few may be accepted
     assert loaded.provenance["optim.steps"] == "--fast-dev-run" and loaded.provenance["optim.lr"] != "--fast-dev-run"
     (tmp_path / "small.yaml").write_text(loader.to_yaml(loaded))
     assert loader.load(str(tmp_path / "small.yaml")).config == config

@@ -176,6 +176,7 @@ def test_looking_ahead_alone(tmp_path: Path, experiment: str, method: str, param
 @pytest.mark.slow
 def test_recorded_states_train_the_same_model(tmp_path: Path) -> None:
     words = ["method=dinado_soft", "optim.steps=60", "optim.lr=1e-2", "rollouts.per_prompt=400"]
+    words.append("targets.positives_share=0")
     ran, read = (outcome(tmp_path, "exact_gpt2", *words, f"data.states={kept}") for kept in ("off", "float32"))
     assert list(tmp_path.glob("cache/rollouts/*/*/states-*/block-00000.arrow"))
     for name in ("val/gap_closed", "val/kl_to_optimum", "train/loss"):
@@ -184,6 +185,7 @@ def test_recorded_states_train_the_same_model(tmp_path: Path) -> None:
 
 def test_training_numbers_are_written_every_so_many_steps(tmp_path: Path) -> None:
     words = ["method=dinado_hard", "parameters=lora", "optim.steps=7", "trainer.log_every=3", "rollouts.per_prompt=100"]
+    words.append("targets.positives_share=0")
     outcome(tmp_path, "exact_gpt2", *words)
     (log,) = tmp_path.glob("runs/*/*/metrics.jsonl")
     lines = [json.loads(line) for line in log.read_text().splitlines()]
