@@ -21,9 +21,13 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import multiprocessing
+import os
 import subprocess
 import sys
 import tempfile
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +67,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--run", type=Path, help="a trained run of the quickstart; without it one is trained")
     parser.add_argument("--worlds", type=whole, default=10, help="exact worlds, task.seed 0, 1, ... (default 10)")
+    parser.add_argument("--jobs", type=whole, default=2, help="worlds at a time, a thread each (default 2)")
     parser.add_argument("--only", choices=("worlds", "model"), help="measure one part")
     parser.add_argument("--repeats", type=whole, default=3, help="turns of the timing (default 3)")
     parser.add_argument("--cache", default=str(ROOT / "cache"), help="data.cache of what is trained and read")
@@ -71,7 +76,7 @@ def main() -> int:
     numbers: dict[str, float] = {}
     with tempfile.TemporaryDirectory() as folder:
         if options.only != "model":
-            numbers |= worlds(options.worlds, Path(folder), options.cache)
+            numbers |= worlds(options.worlds, options.jobs, Path(folder), options.cache)
         if options.only != "worlds":
             run = options.run or train("quickstart", Path(folder), options.cache)
             numbers |= real_model(run, options.cache, options.repeats)
@@ -92,18 +97,29 @@ def last_line(command: list[str]) -> dict[str, Any]:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def worlds(count: int, folder: Path, cache: str) -> dict[str, float]:
+def worlds(count: int, jobs: int, folder: Path, cache: str) -> dict[str, float]:
     """Hold sequential Monte Carlo against the truth in exact worlds."""
-    rows = []
-    for seed in track(range(count), "exact worlds", transient=True):
-        run = train("exact_world", folder, cache, *WORLD.split(), f"task.seed={seed}")
-        rows.append({"world": seed} | world_numbers(run))
+    with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn"), initializer=one_thread) as pool:
+        done = pool.map(partial(world_row, folder=folder, cache=cache), range(count))
+        rows = list(track(done, "exact worlds", count, transient=True))
     show(rows)
     print()
     return {
         "exact_world_kl_ratio": float(np.mean([row["KL(q*||returned)"] / row["KL(q*||q)"] for row in rows])),
         "bounds_enclose": float(np.mean([row["enclosed"] == "yes" for row in rows])),
     }
+
+
+def one_thread() -> None:
+    """Give this process one thread; the others have the rest."""
+    torch.set_num_threads(1)
+    os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def world_row(seed: int, folder: Path, cache: str) -> dict[str, Any]:
+    """Train in one world and measure there."""
+    run = train("exact_world", folder, cache, *WORLD.split(), f"task.seed={seed}")
+    return {"world": seed} | world_numbers(run)
 
 
 @torch.no_grad()

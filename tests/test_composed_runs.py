@@ -70,6 +70,9 @@ def test_generate_with_several_runs(runs: dict[str, str], command: Command, tmp_
     assert command(generate, *two, *words).code == 0
     for record in map(json.loads, output.read_text().splitlines()):
         assert record["accepted"] and {"2", "3"} <= set(record["text"].split())
+    # A composed proposal is corrected on the way too, by the product of the runs' twists.
+    particles = command(generate, *two, "--exact", "8", "--budget", "80", "--decoder", "smc").json["texts"]
+    assert all(record["accepted"] and {"2", "3"} <= set(record["text"].split()) for record in particles)
     assert command(generate, *two, "--mode", "beam").code == 0
 
 

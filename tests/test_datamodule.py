@@ -114,8 +114,12 @@ def test_weights_and_roots(shared_cache: Path, base: BaseLM, task: Task) -> None
         w = np.exp(store.log_p_N - store.log_s_N)[mine]
         w = w / w.mean()
         np.testing.assert_allclose(data.rows.weight_N[mine], w, rtol=1e-4)
-        w *= w.sum() / (w**2).sum()  # as many rollouts as they are worth
-        root = ((w * store.score_N[mine]).sum() + 0.5) / (w.sum() + 1)
+        c = store.score_N[mine]
+        rate = (w * c).sum() / w.sum()
+        # As many draws as have the same variance of the mean, spread / n.
+        spread, variance = (w * (c - rate) ** 2).sum() / w.sum(), (w**2 * (c - rate) ** 2).sum() / w.sum() ** 2
+        n = spread / variance if variance else w.sum() ** 2 / (w**2).sum()
+        root = (n * rate + 0.5) / (n + 1)
         np.testing.assert_allclose(data.rows.root_N[mine], root, rtol=1e-4)
     weights = [data.rows.weight_N[data.rows.prompt_index_N == prompt].astype(float) for prompt in range(5)]
     ess = np.mean([w.sum() ** 2 / (w**2).sum() / 14 for w in weights])
