@@ -210,10 +210,11 @@ def real_model(run: Path, cache: str, repeats: int) -> dict[str, float]:
             },
         ]
     )
-    print(
-        f"success of one of {K}: [{exact['success_low']:.3f}, {exact['success_high']:.3f}]; bound on KL(returned||q*): "
-        f"[{exact['kl_bound_low']:.2f}, {exact['kl_bound_high']:.2f}]; {exact['tokens_per_text']:.0f} tokens a text"
-    )
+    ends = [
+        "no interval" if exact[f"{name}_low"] is None else f"[{exact[f'{name}_low']:.2f}, {exact[f'{name}_high']:.2f}]"
+        for name in ("success", "kl_bound")
+    ]
+    print(f"success of one of {K}: {ends[0]}; bound: {ends[1]}; {exact['tokens_per_text']:.0f} tokens for one")
     return numbers
 
 

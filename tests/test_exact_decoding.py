@@ -12,6 +12,7 @@ from commands import Command, process
 
 import evaluate
 import generate
+from benchmarks import exact_decoding
 
 
 @pytest.fixture(scope="module")
@@ -138,6 +139,19 @@ def test_mistakes_of_measuring(run: str, command: Command, words: list[str], say
 )
 def test_mistakes(run: str, command: Command, words: list[str], says: str) -> None:
     assert says in command(generate, run, "--prompt", "1", *words).error
+
+
+@pytest.mark.slow
+def test_the_benchmark(run: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    for name, value in (("GROUPS", 40), ("TRUE", 6), ("INNER", 2), ("PLAIN_PROMPTS", 1), ("BASE_TEXTS", 40)):
+        monkeypatch.setattr(exact_decoding, name, value)
+    found = exact_decoding.world_numbers(Path(run))
+    assert found["KL(q*||returned)"] < found["KL(q*||q)"] and found["E log Z"] < found["E log Z, one exact"]
+    cache = str(Path(run).parents[2] / "cache")
+    numbers = exact_decoding.real_model(Path(run), cache, 1)
+    assert list(numbers) == ["success_k16", "kl_bound_k16", "time_ratio_k16", "rejection_success_same_tokens"]
+    assert numbers["success_k16"] > numbers["rejection_success_same_tokens"] > 0 and numbers["time_ratio_k16"] > 0
+    assert "one of 16" in capsys.readouterr().out
 
 
 def test_a_base_has_nothing_to_weigh(command: Command) -> None:
